@@ -1,0 +1,7 @@
+"""`python -m edgestill`."""
+
+import sys
+
+from edgestill.cli import main
+
+sys.exit(main())

@@ -1,0 +1,127 @@
+"""The trainings under comparison: a teacher where it is fitted, and each arm over its seeds. N samples, K classes."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgestill import checkpoint, folder
+from edgestill.assemble import STUDENT, TEACHER, Job
+from edgestill.data.curriculum import ranks_within_class
+from edgestill.data.images import Images
+from edgestill.errors import UserError
+from edgestill.evaluate.classification import accuracy, logits, predictor
+from edgestill.models import Model
+from edgestill.teachers.online import OnlineTeacher
+from edgestill.train import Track, Trained, train
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One arm's training with one seed, and its reading of the test set."""
+
+    seed: int
+    quality: float
+    trained: Trained
+    test_logits: NDArray[np.float32]
+
+
+def answers(job: Job, model: Model, images: Images, what: str, track: Track) -> NDArray[np.float32]:
+    """A model's logits [N, K] on a split, with a progress bar."""
+    predict = predictor(model.module.to(job.device), job.device)
+    return logits(predict, images, model.input, track=track, description=what)
+
+
+def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool) -> Trained:
+    """Fits the teacher in place on all training labels."""
+    return _train(job, TEACHER, 0, job.teacher, None, None, out, log, track, resume)
+
+
+def check_teacher(quality: float, labels: NDArray[np.int64], teacher: Model) -> None:
+    """UserError where the teacher is no better on validation than naming the most frequent class."""
+    counts = np.bincount(labels[labels >= 0])
+    guess = float(counts.max() / counts.sum())
+    noise = 3 * float(np.sqrt(guess * (1 - guess) / counts.sum()))
+    if quality <= guess + noise:
+        expected = teacher.input
+        raise UserError(
+            f"the teacher is no better than guessing: {quality:.1%} on validation, the most frequent class alone gives "
+            f"{guess:.1%}; does it expect another normalisation than teacher.input.mean {[*expected.mean]} and "
+            f"std {[*expected.std]}, or are its classes in another order?"
+        )
+
+
+def difficulty(job: Job, track: Track) -> NDArray[np.float64] | None:
+    """Rank [N] of each training sample within its class by the teacher's own loss, where a phase asks for it.
+
+    An unlabelled sample is ranked in the class that the teacher names, by its loss on that.
+    """
+    if all(phase.order == "uniform" for phase in job.recipe.phases):
+        return None
+    images = job.splits.train
+    rows = torch.from_numpy(answers(job, job.teacher, images, "teacher: ranking by loss", track)).log_softmax(-1)
+    classes = torch.from_numpy(images.labels)
+    classes = torch.where(classes >= 0, classes, rows.argmax(-1))
+    losses = -rows.gather(1, classes[:, None])[:, 0]
+    return ranks_within_class(losses.numpy(), classes.numpy())
+
+
+def train_arm(
+    job: Job, arm: str, seed: int, ranks: NDArray[np.float64] | None, out: Path, log: Log, track: Track, resume: bool
+) -> tuple[Model, Outcome]:
+    """Trains an arm with a seed and reads the test set with its final model, once. A finished arm is read back."""
+    place = out / "arms" / arm / str(seed)
+    student = job.student(seed)
+    teacher = None
+    if arm == STUDENT:
+        taps = [term.teacher for term in job.terms.values()]
+        precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
+        teacher = OnlineTeacher(job.teacher, sorted(set(taps)), job.device, precision)
+    finished = checkpoint.load(place / "final.pt") if resume else None
+    if finished is not None:
+        student.module.load_state_dict(finished["student"])
+        rows = finished["test_logits"].numpy()
+        trained = Trained(**finished["trained"])
+    else:
+        trained = _train(job, arm, seed, student, teacher, ranks, out, log, track, resume)
+        rows = answers(job, student, job.splits.test, f"{arm} seed {seed}: test set", track)
+        state = {"student": student.module.state_dict(), "test_logits": torch.from_numpy(rows), "trained": asdict(trained)}
+        checkpoint.save(state, place / "final.pt")
+    quality = accuracy(rows, job.splits.test.labels)
+    folder.write_text(place / "outcome.json", json.dumps({"seed": seed, "quality": quality, **asdict(trained)}) + "\n")
+    return student, Outcome(seed, quality, trained, rows)
+
+
+def _train(
+    job: Job,
+    arm: str,
+    seed: int,
+    model: Model,
+    teacher: OnlineTeacher | None,
+    ranks: NDArray[np.float64] | None,
+    out: Path,
+    log: Log,
+    track: Track,
+    resume: bool,
+) -> Trained:
+    torch.manual_seed(seed)
+    return train(
+        model,
+        schedule=job.schedule(arm),
+        batch_at=job.batches(arm, seed, ranks),
+        objective=job.objective(arm),
+        teacher=teacher,
+        validate=job.validate(model.input),
+        options=job.options(arm),
+        folder=out / "arms" / arm / str(seed),
+        log=lambda line: log({"arm": arm, "seed": seed, **line}),
+        track=lambda items, _, total: track(items, f"{arm} seed {seed}" if arm != TEACHER else "teacher: fitting", total),
+        resume=resume,
+    )

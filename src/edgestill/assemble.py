@@ -1,0 +1,310 @@
+"""Recipe -> parts. The only place that unpacks a Recipe: everything behind it takes plain values."""
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgestill.data.curriculum import draw, draw_easiest
+from edgestill.data.images import Images, hold_out, keep_labels
+from edgestill.data.sources import load_splits, resolve, splits_of
+from edgestill.errors import UserError
+from edgestill.evaluate.classification import accuracy, logits, predictor
+from edgestill.losses import SOFT_LOSSES, TERM_LOSSES, Loss
+from edgestill.mapping import layer_map
+from edgestill.models import ImageInput, Model, example, forward, load_function, load_model
+from edgestill.objective import Objective, Term
+from edgestill.recipe import Recipe
+from edgestill.recipe import Student as StudentSection
+from edgestill.recipe import Teacher as TeacherSection
+from edgestill.recipe import Term as TermSection
+from edgestill.schedule import Phase, Schedule, Settings
+from edgestill.taps import record, stages
+from edgestill.tasks.images import Batch, Views, batch, statistics
+from edgestill.train import Options, Track
+
+BASELINE, STUDENT, TEACHER = "baseline", "student", "teacher"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a run. `train` has the labels that the arms see, `fit` those that a fitted teacher sees."""
+
+    train: Images
+    fit: Images
+    validation: Images
+    test: Images
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a run, checked against each other."""
+
+    recipe: Recipe
+    splits: Splits
+    teacher: Model
+    default_input: ImageInput
+    terms: dict[str, Term]
+    direct_terms: tuple[str, ...]
+    phase_terms: dict[str, tuple[str, ...]]
+    examples: tuple[dict[str, Tensor], dict[str, Tensor]]
+    device: torch.device
+
+    def student(self, seed: int) -> Model:
+        """The student with the initial weights of a seed, the same in every arm."""
+        torch.manual_seed(seed)
+        return _model(self.recipe.student, self.splits.train, self.default_input)
+
+    def objective(self, arm: str) -> Objective:
+        """What an arm learns from; the baseline and a fitted teacher learn from labels alone."""
+        smoothing = self.recipe.train.label_smoothing
+        if arm != STUDENT:
+            return Objective(alpha=0.0, label_smoothing=smoothing if arm == BASELINE else 0.0)
+        distill = self.recipe.distill
+        return Objective(
+            loss=_loss(distill.loss, SOFT_LOSSES, distill.options, "distill"),
+            alpha=distill.alpha,
+            temperature=distill.temperature,
+            terms=self.terms,
+            examples=self.examples,
+            direct=self.direct_terms,
+            label_smoothing=smoothing,
+        )
+
+    def schedule(self, arm: str) -> Schedule:
+        """An arm's phases. The baseline has the student's steps and learning rates, and nothing of the teacher's."""
+        fit = self.recipe.teacher.fit
+        if arm == TEACHER and fit is not None:
+            steps = max(1, round(fit.epochs * int((self.splits.fit.labels >= 0).sum()) / fit.batch_size))
+            return Schedule((Phase("fit", 1.0, 0.0, 1.0, fit.lr),), steps, ramp=0.05)
+        train, distill = self.recipe.train, self.recipe.distill
+        steps = max(1, round(train.epochs * len(self.splits.train.labels) / train.batch_size))
+        phases = []
+        for section in self.recipe.phases:
+            phase = Phase(
+                name=section.name,
+                share=section.share,
+                alpha=distill.alpha if section.alpha is None else section.alpha,
+                temperature=section.temperature or distill.temperature,
+                lr=section.lr or train.lr,
+                order=section.order,
+                terms=self.phase_terms[section.name],
+            )
+            phases.append(replace(phase, alpha=0.0, order="uniform", terms=()) if arm == BASELINE else phase)
+        return Schedule(tuple(phases), steps, ramp=train.lr_ramp, shape=train.lr_shape)
+
+    def batches(self, arm: str, seed: int, ranks: NDArray[np.float64] | None) -> Callable[[int, Settings], Batch]:
+        """The batch of a step: a pure function. Phases without the teacher draw from labelled samples alone."""
+        train, fit = self.recipe.train, self.recipe.teacher.fit
+        images = self.splits.fit if arm == TEACHER else self.splits.train
+        size = fit.batch_size if arm == TEACHER and fit is not None else train.batch_size
+        views = Views(train.views.crop, train.views.flip, train.views.policy, 0.0 if arm == TEACHER else train.mixup)
+        everything, labelled = np.arange(len(images.labels)), np.flatnonzero(images.labels >= 0)
+
+        def batch_at(step: int, settings: Settings) -> Batch:
+            phase = settings.phase
+            if phase.order == "easiest-first" and ranks is not None:
+                indices, epochs = draw_easiest(step, ranks, settings.admitted, size, seed)
+            else:
+                pool = everything if phase.needs_teacher else labelled
+                indices, epochs = draw(step, pool, size, seed)
+            return batch(images, indices, epochs, views, seed)
+
+        return batch_at
+
+    def options(self, arm: str) -> Options:
+        """How the steps of an arm are taken."""
+        train, fit, schedule = self.recipe.train, self.recipe.teacher.fit, self.schedule(arm)
+        section: Any = fit if arm == TEACHER and fit is not None else train
+        per_epoch = max(1, len(self.splits.train.labels) // section.batch_size)
+        return Options(
+            optimizer=section.optimizer,
+            weight_decay=section.weight_decay,
+            ema=0.0 if arm == TEACHER else train.ema,
+            keep="last" if arm == TEACHER else train.keep,
+            device=str(self.device),
+            precision=torch.bfloat16 if train.precision == "bf16" else torch.float32,
+            validate_every=max(per_epoch, schedule.steps // 25),
+            log_every=max(1, min(per_epoch, schedule.steps // 200)),
+        )
+
+    def validate(self, expected: ImageInput) -> Callable[[nn.Module], float]:
+        """Quality on the validation split."""
+        images, device = self.splits.validation, self.device
+
+        def quality(module: nn.Module) -> float:
+            return accuracy(logits(predictor(module, device), images, expected), images.labels)
+
+        return quality
+
+
+def assemble(recipe: Recipe, track: Track) -> Job:
+    """Loads what the recipe names and checks that it fits together, before any work and before anything is written.
+
+    Raises UserError in one line for files, taps, shapes, class counts and options that do not fit.
+    """
+    device = _device(recipe.train.device)
+    _check_files(recipe)
+    splits = _splits(recipe, track)
+    first = splits.train.pixels[np.arange(1)]
+    mean, std = statistics(splits.train)
+    default = ImageInput(first.shape[3], first.shape[1], mean, std)
+    if recipe.teacher.weights is None and recipe.teacher.fit is None and ".py:" in recipe.teacher.model:
+        raise UserError("teacher: needs `weights` (a file) or `fit` (how to fit it first); neither came")
+    torch.manual_seed(0)
+    teacher = _model(recipe.teacher, splits.train, default)
+    student = _model(recipe.student, splits.train, default)
+    for role, model in ((TEACHER, teacher), (STUDENT, student)):
+        _check_classes(role, model, splits.train.classes)
+    probes = (example(student.input, 2), example(teacher.input, 2))
+    terms, direct, phase_terms = _terms(recipe, student, teacher, probes)
+    examples = (
+        _tapped(student, [term.student for term in terms.values()], probes[0]),
+        _tapped(teacher, [term.teacher for term in terms.values()], probes[1]),
+    )
+    job = Job(recipe, splits, teacher, default, terms, direct, phase_terms, examples, device)
+    job.objective(STUDENT)
+    job.schedule(STUDENT)
+    return job
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"train.device: {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _check_files(recipe: Recipe) -> None:
+    for role, section in (("teacher", recipe.teacher), ("student", recipe.student)):
+        if section.weights is not None and not Path(section.weights).is_file():
+            raise UserError(f"{role}.weights: no file {section.weights}")
+        if ".py:" in section.model:
+            load_function(section.model)
+    data = recipe.data
+    validation = data.validation if isinstance(data.validation, str) else None
+    for key, spec in (("source", data.source), ("train", data.train), ("test", data.test), ("validation", validation)):
+        if spec is not None:
+            try:
+                resolve(spec, Path.cwd())
+            except UserError as error:
+                raise UserError(f"data.{key}: {error}") from None
+
+
+def _splits(recipe: Recipe, track: Track) -> Splits:
+    data = recipe.data
+    named: dict[str, Any] = splits_of(data.source) if data.source is not None else {"train": data.train, "test": data.test}
+    for needed in ("train", "test"):
+        if needed not in named:
+            raise UserError(f"data: {data.source} has no {needed} split; it has {', '.join(named) or 'none'}")
+    if isinstance(data.validation, str):
+        named["validation"] = data.validation
+    wanted = {name: named[name] for name in ("train", "validation", "test") if name in named}
+    loaded = load_splits(wanted, size=data.size, workers=data.workers, track=track)
+    if "validation" in loaded:
+        fit, validation = loaded["train"], loaded["validation"]
+    else:
+        fit, validation = hold_out(loaded["train"], float(data.validation), seed=0)
+    if not (fit.labels >= 0).any():
+        raise UserError("data: the training split has no labels; at least some are needed, for the baseline and finetuning")
+    train = fit if data.labels_per_class is None else keep_labels(fit, data.labels_per_class, seed=0)
+    return Splits(train, fit, validation, loaded["test"])
+
+
+def _model(section: TeacherSection | StudentSection, images: Images, default: ImageInput) -> Model:
+    return load_model(
+        section.model,
+        classes=len(images.classes),
+        default=default,
+        options=section.options,
+        weights=section.weights,
+        mean=section.input.mean,
+        std=section.input.std,
+        size=section.input.size,
+    )
+
+
+def _check_classes(role: str, model: Model, classes: tuple[str, ...]) -> None:
+    try:
+        with torch.no_grad():
+            shape = forward(model.module.eval(), example(model.input, 2)).shape
+    except (RuntimeError, ValueError, AttributeError) as error:
+        size = model.input
+        raise UserError(
+            f"the {role} {model.spec} does not take images of {size.channels}×{size.size}×{size.size}: {str(error).splitlines()[0]}"
+        ) from error
+    if len(shape) != 2 or shape[1] != len(classes):
+        raise UserError(
+            f"class counts differ: the {role} {model.spec} puts out {[*shape[1:]]}, the data has {len(classes)} classes"
+        )
+
+
+def _terms(
+    recipe: Recipe, student: Model, teacher: Model, probes: tuple[Tensor, Tensor]
+) -> tuple[dict[str, Term], tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """All terms of all phases by name, those that take no aligner, and each phase's."""
+    terms: dict[str, Term] = {}
+    direct: list[str] = []
+    built: list[tuple[TermSection, tuple[str, ...]]] = []
+
+    def names_of(section: TermSection) -> tuple[str, ...]:
+        for known, names in built:
+            if known == section:
+                return names
+        loss = _loss(section.loss, TERM_LOSSES, section.options, f"term {section.loss}")
+        pairs = layer_map(
+            section.student or stages(student.module, probes[0]),
+            section.teacher or stages(teacher.module, probes[1]),
+            section.map,
+        )
+        names = []
+        for student_tap, teacher_tap in pairs:
+            label = section.loss.rpartition(":")[2]
+            name = f"{label}/{student_tap}"
+            while name in terms:
+                name += "'"
+            terms[name] = Term(loss, student_tap, teacher_tap, section.weight)
+            names.append(name)
+        if section.map == "direct":
+            direct.extend(names)
+        built.append((section, tuple(names)))
+        return tuple(names)
+
+    phase_terms = {}
+    for phase in recipe.phases:
+        sections = recipe.distill.terms if phase.terms is None else phase.terms
+        phase_terms[phase.name] = tuple(name for section in sections for name in names_of(section))
+    return terms, tuple(direct), phase_terms
+
+
+def _tapped(model: Model, taps: list[str], probe: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad(), record(model.module.eval(), taps) as recorded:
+        forward(model.module, probe)
+    return recorded
+
+
+def _loss(name: str, known: dict[str, Loss], options: dict[str, Any], where: str) -> Loss:
+    loss = known[name] if name in known else load_function(name)
+    taken = inspect.signature(loss).parameters
+    for option in options:
+        if option not in taken or option in ("student", "teacher", "mask", "count"):
+            free = [n for n in taken if n not in ("student", "teacher", "mask", "count", "temperature")]
+            raise UserError(f"{where}: {name} has no option {option!r}; it has {', '.join(free) or 'none'}")
+    return partial(loss, **options) if options else loss
+
+
+def cpu_threads(recipe: Recipe) -> int:
+    """Threads of the training: as many as this process may use, unless the recipe says."""
+    return recipe.train.threads or len(os.sched_getaffinity(0))

@@ -1,0 +1,156 @@
+"""The command line: verbs as plain functions. Nothing heavy is imported before a verb needs it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgestill.errors import UserError
+
+OK, MISTAKE, MISSED, INTERRUPTED = 0, 2, 3, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a verb. Exit codes: 0 done, 2 the user's mistake, 3 done but the budget is not met, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.verb(options)
+    except UserError as error:
+        print(f"edgestill: {error}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("edgestill: interrupted; the same command with --resume goes on", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `edgestill schema | head`
+        sys.stderr.close()
+        return OK
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edgestill", description="Distil a large model into one that runs on an edge device, and prove what was kept."
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=text, description=text)
+        added.set_defaults(verb=verb)
+        return added
+
+    for name, verb, text in (
+        ("run", _run, "the whole job: train the arms, export, verify, evaluate, bench, report"),
+        ("train", _train, "the trainings of a run alone: teacher, baseline and student"),
+    ):
+        sub = add(name, verb, text)
+        sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe")
+        sub.add_argument("--out", metavar="DIR", help="the run folder (runs/ and the time by default)")
+        sub.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
+        sub.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
+        _output(sub)
+    for name, verb, text in (
+        ("export", _export, "export and verify the student of a run again"),
+        ("evaluate", _evaluate, "score the artifacts of a run on its test set again"),
+        ("bench", _bench, "measure the artifacts of a run and its teacher again, on this host"),
+        ("report", _report, "write report.html of a run again"),
+    ):
+        sub = add(name, verb, text)
+        sub.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+        _output(sub)
+    compare = add("compare", _compare, "several runs side by side")
+    compare.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders")
+    _output(compare)
+    add("recipes", _recipes, "the built-in recipes")
+    add("schema", _schema, "the recipe's JSON Schema")
+    return parser
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="nothing but the result")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _do_run(options, deliver=True)
+
+
+def _train(options: argparse.Namespace) -> int:
+    return _do_run(options, deliver=False)
+
+
+def _do_run(options: argparse.Namespace, deliver: bool) -> int:
+    from edgestill.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    from edgestill.run import run
+
+    result = run(recipe, options.out, resume=options.resume, track=_track(options), deliver_files=deliver)
+    return _show(result, options)
+
+
+def _on_folder(step: str) -> Callable[[argparse.Namespace], int]:
+    def verb(options: argparse.Namespace) -> int:
+        from edgestill import run
+
+        return _show(getattr(run, step)(options.run, track=_track(options)), options)
+
+    return verb
+
+
+_export, _evaluate, _bench = (_on_folder(step) for step in ("export_again", "evaluate_again", "bench_again"))
+
+
+def _report(options: argparse.Namespace) -> int:
+    from edgestill import report
+
+    print(report.write(options.run))
+    return OK
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from edgestill.folder import RESULT, read_json
+    from edgestill.words import comparison
+
+    results = {str(run): read_json(run / RESULT) for run in options.runs}
+    print(json.dumps(results, indent=1) if options.json else comparison(results))
+    return OK
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from edgestill.recipe import builtin
+
+    for name, path in builtin().items():
+        lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+        print(f"{name:<18} {' '.join(lines)}")
+    return OK
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from edgestill.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=1))
+    return OK
+
+
+def _track(options: argparse.Namespace) -> Any:
+    from edgestill import progress
+
+    return progress.silent if options.quiet else progress.track
+
+
+def _show(result: dict[str, Any], options: argparse.Namespace) -> int:
+    from edgestill.words import summary
+
+    if options.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print("\n".join(summary(result)))
+        if "report" in result:
+            print(f"report   {result['report']}")
+    return OK if result.get("budget", {"met": True})["met"] else MISSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

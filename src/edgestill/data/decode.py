@@ -1,0 +1,215 @@
+"""Encoded images to pixels: decoded once into a memory map, or on demand by workers, with the same pixels.
+
+Shape suffixes: N samples, B batch, H height, W width, C channels.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+from PIL import Image
+
+from edgestill.data.encoded import Encoded, each
+from edgestill.data.images import Pixels
+
+Pixels_HWC = npt.NDArray[np.uint8]
+Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+_GREY = frozenset({"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"})
+_ORIENTATION = 0x0112
+_WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What the image files of a split say before they are decoded: whether all are grey, and their (height, width)."""
+
+    grey: bool
+    shape: tuple[int, int] | None
+    example_shapes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class OnDemand:
+    """uint8 [N, H, W, C], every image decoded when it is asked for."""
+
+    encoded: Encoded
+    shape: tuple[int, ...]
+    size: int | None
+    workers: int
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        chosen = np.arange(len(self))[rows]
+        decoded = each(self.encoded, chosen, self.workers, lambda image: to_pixels(image, self.shape[3], self.size))
+        return np.stack(decoded) if decoded else np.zeros((0, *self.shape[1:]), np.uint8)
+
+
+def read_headers(encoded: Encoded, fingerprint: str, *, workers: int, cache: Path, track: Track) -> Headers:
+    """Modes and shapes of all images, from their headers; remembered in the cache under the fingerprint."""
+    path = cache / "headers" / f"{fingerprint}.json"
+    try:
+        saved = json.loads(path.read_text())
+        shapes = tuple((int(height), int(width)) for height, width in saved["shapes"])
+        grey = bool(saved["grey"])
+    except (OSError, ValueError, KeyError, TypeError):
+        windows = track(_windows(len(encoded)), f"reading {encoded.source}", len(_windows(len(encoded))))
+        found = set(chain.from_iterable(each(encoded, window, workers, _header) for window in windows))
+        grey = all(is_grey for is_grey, _ in found)
+        shapes = tuple(sorted({shape for _, shape in found})[:3])
+        text = json.dumps({"grey": grey, "shapes": shapes}).encode()
+        _write(path, lambda file: file.write(text))
+    return Headers(grey, shapes[0] if len(shapes) == 1 else None, shapes)
+
+
+def decode(
+    encoded: Encoded, fingerprint: str, *, shape: tuple[int, int, int], size: int | None,
+    workers: int, cache: Path, spare: int, track: Track,
+) -> Pixels:  # fmt: skip
+    """The pixels of a split, from the cache's memory map, made first where it fits; else decoded on demand.
+
+    Args:
+        shape: (H, W, C) of every image, after `size`.
+        size: None, or the side that images are resized and cropped to.
+        spare: bytes of the cache's disk that stay free.
+
+    The map is written beside its place and moved there when complete: a killed process leaves nothing that looks
+    finished, and two processes do no harm to each other.
+    """
+    whole = (len(encoded), *shape)
+    # Readers change between Pillow releases: other pixels must not pass for these.
+    kind = f"{'x'.join(map(str, shape))}{'-resized' if size else ''}-pillow{PIL.__version__}"
+    path = cache / "pixels" / f"{fingerprint}-{kind}.npy"
+    mapped = _mapped(path, whole)
+    if mapped is not None:
+        return mapped
+    on_demand = OnDemand(encoded, whole, size, workers)
+    if not _make_folder(path.parent) or int(np.prod(whole)) + spare > shutil.disk_usage(path.parent).free:
+        return on_demand
+
+    def write(file: IO[bytes]) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": whole}
+        np.lib.format.write_array_header_1_0(file, header)
+        windows = _windows(len(encoded))
+        for window in track(windows, f"decoding {encoded.source}", len(windows)):
+            file.write(on_demand[window].data)
+
+    written = _write(path, write)
+    mapped = _mapped(path, whole) if written else None
+    return on_demand if mapped is None else mapped
+
+
+def to_pixels(image: Image.Image, channels: int, size: int | None) -> Pixels_HWC:
+    """One image as uint8 [H, W, C].
+
+    Turned upright by its EXIF orientation; transparency laid over white; 16-bit grey divided by 257; resized so that
+    the shorter side is `size` (bilinear with antialiasing), and cut to the middle square.
+    """
+    turned = _orientation(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
+    if turned in _TURNS:
+        image = image.transpose(_TURNS[turned])
+    if size is not None:
+        image = _resize_and_cut(image, size)
+    return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+
+
+def fit_array(pixels: npt.NDArray[np.uint8], channels: int, size: int | None) -> npt.NDArray[np.uint8]:
+    """Arrays [N, H, W, 1 or 3] as [N, H, W, C], brought to `size` as images are."""
+    if size is not None and pixels.shape[1:3] != (size, size):
+        images = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels)
+        return np.stack([to_pixels(image, channels, size) for image in images])
+    return pixels if pixels.shape[3] == channels else np.repeat(pixels, channels, axis=3)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+def _resize_and_cut(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    if min(width, height) != size:
+        shorter = min(width, height)
+        width, height = (max(size, round(side * size / shorter)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size)) if (width, height) != (size, size) else image
+
+
+def _orientation(image: Image.Image) -> int:
+    # getexif() alone would decode a whole PNG in search of a late chunk.
+    return int(image.getexif().get(_ORIENTATION, 1)) if "exif" in image.info else 1
+
+
+def _header(image: Image.Image) -> tuple[bool, tuple[int, int]]:
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode is {image.mode}, and 8-bit or 16-bit images are read")
+    width, height = image.size
+    return image.mode in _GREY, (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def _windows(count: int) -> list[npt.NDArray[np.int64]]:
+    return [np.arange(start, min(start + _WINDOW, count)) for start in range(0, count, _WINDOW)]
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
+    try:
+        mapped: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    return mapped if mapped.shape == shape and mapped.dtype == np.uint8 else None
+
+
+def _make_folder(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> bool:
+    """Writes a whole file or none. False where the cache cannot be written or is full: it is only a cache."""
+    if not _make_folder(path.parent):
+        return False
+    for leftover in path.parent.glob("*.partial"):
+        # A living writer touches its file at every window; an hour of silence means that it was killed.
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > 3600:
+                leftover.unlink()
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True

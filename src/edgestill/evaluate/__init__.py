@@ -1,0 +1,1 @@
+"""Predict function + data -> metrics. A model and an artifact are both just predict functions."""

@@ -1,0 +1,157 @@
+"""The run folder: what is written where, each file whole or not at all."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgestill.errors import UserError
+
+RESULT, METRICS, RECIPE, ENVIRONMENT = "result.json", "metrics.jsonl", "recipe.yaml", "environment.json"
+_PACKAGES = ("edgestill", "torch", "numpy", "onnx", "onnxruntime", "onnxscript", "datasets", "pillow", "timm", "transformers")
+
+
+def create(out: Path, resume: bool) -> Path:
+    """Makes the run folder; UserError where there is a file, a finished run, or something else."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out needs a folder; {out} is a file")
+    result = read_json(out / RESULT) if (out / RESULT).is_file() else None
+    if result is None and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out needs a new or empty folder; {out} holds other files")
+    if result is not None and not resume:
+        raise UserError(f"{out} holds a run that is {result.get('status')}; give another --out, or --resume to go on")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be made: {error.strerror}") from error
+    return out
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; UserError when there is none."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not a run folder: it has no {path.name}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON: {error}") from error
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole, or leaves the previous one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object whole, or leaves the previous one."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def status(out: Path, result: dict[str, Any]) -> Iterator[None]:
+    """result.json says running inside the block, and done, interrupted or failed after it."""
+    result["status"] = "running"
+    write_json(out / RESULT, result)
+    try:
+        yield
+    except KeyboardInterrupt:
+        result["status"] = "interrupted"
+        raise
+    except BaseException as error:
+        result["status"], result["error"] = "failed", f"{type(error).__name__}: {error}"
+        raise
+    else:
+        result["status"] = "done"
+    finally:
+        write_json(out / RESULT, result)
+
+
+@contextmanager
+def metrics(out: Path, tracker: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that appends an object to metrics.jsonl, and sends its numbers to the tracker."""
+    with open(out / METRICS, "a", encoding="utf-8") as file, _tracker(out, tracker) as send:
+
+        def log(line: dict[str, Any]) -> None:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            arm = f"{line['arm']}/{line['seed']}"
+            values = {name: value for name, value in line.items() if isinstance(value, int | float) and name != "step"}
+            values |= {f"parts/{name}": part["value"] for name, part in line.get("parts", {}).items()}
+            send(arm, values, line["step"])
+
+        yield log
+
+
+@contextmanager
+def _tracker(out: Path, name: str | None) -> Iterator[Callable[[str, dict[str, float], int], None]]:
+    if name == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(out / "tensorboard")) as writer:
+
+            def send(arm: str, values: dict[str, float], step: int) -> None:
+                for key, value in values.items():
+                    writer.add_scalar(f"{arm}/{key}", value, step)
+
+            yield send
+    elif name == "wandb":
+        import wandb
+
+        with wandb.init(project="edgestill", dir=str(out), name=out.name) as run:
+            # one x axis an arm: the library's own step must never go back
+            yield lambda arm, values, step: run.log({f"{arm}/{k}": v for k, v in values.items()} | {f"{arm}/step": step})
+    else:
+        yield lambda *_: None
+
+
+def environment(threads: int, fingerprints: dict[str, str], seeds: list[int], device: str) -> dict[str, Any]:
+    """Versions, hardware, threads, git commit, seeds, data fingerprints."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "memory_bytes": _memory(), "device": device},
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "threads": threads,
+        "git_commit": _git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seeds": seeds,
+        "data": fingerprints,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,269 @@
+"""A model from a spec: `file.py:function`, `timm:name`, `hf:folder-or-id`, a saved student folder; and what it expects
+of its input. Shapes: B batch, C channels, H height, W width."""
+
+import importlib.util
+import inspect
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edgestill.errors import UserError, closest
+
+STUDENT_FILE = "edgestill.json"
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What a vision model expects: pixels in 0…1, normalised by channel, `size` pixels a side."""
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass
+class Model:
+    """A plain module with its spec and what it expects of its input."""
+
+    module: nn.Module
+    spec: str
+    options: dict[str, Any]
+    input: ImageInput
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function of `file.py:function`. UserError when either is not there, or the file does not run."""
+    path_text, _, name = spec.rpartition(":")
+    path = Path(path_text)
+    if not path.is_file():
+        raise UserError(f"no file {path} (for {spec!r})")
+    module_name = f"edgestill_user_{path.stem}_{abs(hash(str(path.resolve())))}"
+    if module_name not in sys.modules:
+        found = importlib.util.spec_from_file_location(module_name, path)
+        if found is None or found.loader is None:
+            raise UserError(f"{path} is not a Python file")
+        module = importlib.util.module_from_spec(found)
+        sys.modules[module_name] = module
+        try:
+            found.loader.exec_module(module)
+        except Exception as error:  # noqa: BLE001  (whatever a user's file raises is the user's mistake)
+            del sys.modules[module_name]
+            raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    function = getattr(sys.modules[module_name], name, None)
+    if not callable(function):
+        raise UserError(f"{path} has no function {name!r}{closest(name, vars(sys.modules[module_name]))}")
+    return function  # type: ignore[no-any-return]
+
+
+def load_model(
+    spec: str,
+    *,
+    classes: int,
+    default: ImageInput,
+    options: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    size: int | None = None,
+) -> Model:
+    """A model from its spec.
+
+    Args:
+        spec: `file.py:function` (called with `options`, and with `num_classes` and `in_channels` where it takes them),
+            `timm:name`, `hf:folder-or-id`, or a folder that `save_student` wrote.
+        classes: number of classes of the data.
+        default: the input of a model that declares none: the data's.
+        options: keyword arguments of the function.
+        weights: safetensors or a plain state dict.
+        mean, std, size: in place of what the model declares.
+    """
+    options = dict(options or {})
+    if spec.startswith("timm:"):
+        module, declared = _from_timm(spec[5:], classes, options, default, trained=weights is not None)
+    elif spec.startswith("hf:"):
+        module, declared = _from_hugging_face(spec[3:], options, default)
+    elif ".py:" in spec:
+        module, declared = _from_function(spec, classes, options, default)
+    elif (Path(spec) / STUDENT_FILE).is_file():
+        module, declared = _from_student_folder(Path(spec), default)
+    else:
+        raise UserError(
+            f"no model {spec!r}: a model is file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a folder with {STUDENT_FILE}"
+        )
+    if weights is not None:
+        load_weights(module, Path(weights))
+    expected = replace(
+        declared,
+        mean=tuple(mean) if mean else declared.mean,
+        std=tuple(std) if std else declared.std,
+        size=size or declared.size,
+    )
+    for name, values in (("mean", expected.mean), ("std", expected.std)):
+        if len(values) not in (1, expected.channels):
+            raise UserError(f"input.{name} of {spec} needs {expected.channels} numbers, one a channel; {len(values)} came")
+    return Model(module, spec, options, expected)
+
+
+def _from_function(spec: str, classes: int, options: dict[str, Any], default: ImageInput) -> tuple[nn.Module, ImageInput]:
+    function = load_function(spec)
+    taken = inspect.signature(function).parameters
+    given = {"num_classes": classes, "in_channels": default.channels}
+    arguments = {name: value for name, value in given.items() if name in taken} | options
+    try:
+        module = function(**arguments)
+    except TypeError as error:
+        raise UserError(f"{spec} cannot be called with {arguments}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{spec} must return a torch.nn.Module; {type(module).__name__} came")
+    return module, replace(default, channels=arguments.get("in_channels", default.channels))
+
+
+def _from_timm(
+    name: str, classes: int, options: dict[str, Any], default: ImageInput, trained: bool
+) -> tuple[nn.Module, ImageInput]:
+    try:
+        import timm
+    except ImportError:
+        raise UserError("timm: models need the package timm: pip install 'edgestill[timm]'") from None
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model {name!r}{closest(name, timm.list_models())}")
+    module = timm.create_model(name, **{"num_classes": classes} | options)
+    declared = module.pretrained_cfg
+    keeps_size = trained or options.get("pretrained") or declared.get("fixed_input_size")
+    channels, height, _ = declared["input_size"]
+    return module, ImageInput(
+        channels=options.get("in_chans", channels),
+        size=height if keeps_size else default.size,
+        mean=tuple(declared["mean"]),
+        std=tuple(declared["std"]),
+    )
+
+
+def _from_hugging_face(name: str, options: dict[str, Any], default: ImageInput) -> tuple[nn.Module, ImageInput]:
+    try:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+    except ImportError:
+        raise UserError("hf: models need the package transformers: pip install 'edgestill[transformers]'") from None
+    try:
+        module = AutoModelForImageClassification.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no Hugging Face image classifier {name!r}: {str(error).splitlines()[0]}") from error
+    size = getattr(module.config, "image_size", default.size)
+    declared = replace(
+        default,
+        channels=getattr(module.config, "num_channels", default.channels),
+        size=size if isinstance(size, int) else size[0],
+    )
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):  # a folder without preprocessor_config.json: the data's normalisation holds
+        return module, declared
+    return module, replace(declared, mean=tuple(processor.image_mean), std=tuple(processor.image_std))
+
+
+def _from_student_folder(folder: Path, default: ImageInput) -> tuple[nn.Module, ImageInput]:
+    saved = json.loads((folder / STUDENT_FILE).read_text())
+    declared = ImageInput(
+        **saved["input"] | {"mean": tuple(saved["input"]["mean"]), "std": tuple(saved["input"]["std"])}
+    )
+    spec = saved["model"]
+    if spec.startswith("hf:"):
+        return _from_hugging_face(str(folder), {}, default)[0], declared
+    if ".py:" in spec:
+        spec = str(folder / spec)
+    options = saved["options"] | ({} if ".py:" in spec else {"pretrained": False})
+    inner = load_model(spec, classes=len(saved["classes"]), default=declared, options=options)
+    load_weights(inner.module, folder / "model.safetensors")
+    return inner.module, declared
+
+
+def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
+    """Writes a folder that loads without edgestill: safetensors with the model's file or timm name, or a Hugging Face
+    folder; beside it edgestill.json with the input's normalisation and the class names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = model.spec
+    if spec.startswith("hf:"):
+        model.module.save_pretrained(folder)  # type: ignore[operator]
+    else:
+        state = {name: tensor.contiguous().cpu() for name, tensor in model.module.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
+    if ".py:" in spec:
+        path, _, function = spec.rpartition(":")
+        shutil.copyfile(path, folder / "model.py")
+        spec = f"model.py:{function}"
+    about = {"model": spec, "options": model.options, "input": asdict(model.input), "classes": list(classes)}
+    (folder / STUDENT_FILE).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Fills `module` from safetensors or a plain state dict; UserError names the first key that does not fit."""
+    if not path.is_file():
+        raise UserError(f"no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # noqa: BLE001  (pickle.UnpicklingError and what a broken pickle may raise)
+        raise UserError(f"{path} is not plain weights; only tensors are loaded, never code: save it as safetensors") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no state dict")
+    own = module.state_dict()
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    for key in [*own, *state]:
+        if key not in state:
+            if key.endswith("num_batches_tracked"):
+                continue
+            raise UserError(f"{path} does not fit {type(module).__name__}: {key!r} {_shape(own[key])} is missing")
+        if key not in own:
+            raise UserError(f"{path} does not fit {type(module).__name__}: it has {key!r}, the model does not")
+        if own[key].shape != state[key].shape:
+            raise UserError(
+                f"{path} does not fit {type(module).__name__}: {key!r} has {_shape(state[key])}, "
+                f"the model needs {_shape(own[key])}"
+            )
+    module.load_state_dict(state, strict=False)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a scalar"
+
+
+def forward(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits [B, C] of a plain module or of one that returns an object with `.logits`."""
+    output = module(inputs)
+    return output if isinstance(output, Tensor) else output.logits  # type: ignore[no-any-return]
+
+
+def flops(model: Model) -> int:
+    """Floating-point operations of one sample's forward pass, a multiplication and an addition counted apart."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.module.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward(model.module.eval(), example(model.input, 1).to(device))
+    return int(counter.get_total_flops())
+
+
+def example(expected: ImageInput, count: int) -> Tensor:
+    """Zeros of the shape that the model expects: [count, C, H, W]."""
+    return torch.zeros(count, expected.channels, expected.size, expected.size)

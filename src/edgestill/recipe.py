@@ -1,0 +1,456 @@
+"""The recipe: everything that a run is told, as plain typed values. Imports no torch, so that a typo is refused at once."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from edgestill.errors import UserError, closest
+from edgestill.units import parse_bytes, parse_fraction, parse_seconds
+
+SOFT_LOSSES = ("kl",)
+TERM_LOSSES = ("hint", "attention_transfer")
+_FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
+
+
+def _as_value_error(parse: Callable[[Any], Any], keep_text: bool) -> Callable[[Any], Any]:
+    """Unit errors are UserErrors; pydantic adds the key's path only to ValueErrors."""
+
+    def check(value: Any) -> Any:
+        try:
+            parsed = parse(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return value if keep_text else parsed
+
+    return check
+
+
+def _fraction(value: Any) -> Any:
+    return _as_value_error(parse_fraction, keep_text=False)(value) if isinstance(value, str) else value
+
+
+def _loss_name(names: Sequence[str]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in names and not _FUNCTION.fullmatch(value):
+            raise ValueError(f"must be one of {', '.join(names)} or file.py:function; {value!r} came{closest(value, names)}")
+        return value
+
+    return check
+
+
+Size = Annotated[str, AfterValidator(_as_value_error(parse_bytes, keep_text=True))]
+Duration = Annotated[str, AfterValidator(_as_value_error(parse_seconds, keep_text=True))]
+Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=2**31)]
+Taps = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(Section):
+    source: str | None = Field(None, description="A folder, Hub id or file.py:function that has the splits.")
+    train: str | None = Field(None, description="Training split: parquet files, an image folder, a Hub id, file.py:function.")
+    test: str | None = Field(None, description="Test split; read once a seed, by the final model.")
+    validation: float | str = Field(0.1, description="A split of its own, or the share held out of the training split.")
+    size: Count | None = Field(None, description="Side in pixels to which images of different sizes are brought.")
+    labels_per_class: Count | None = Field(
+        None, description="Labels kept a class for the arms; the rest is unlabelled. A teacher fitted by the run sees all."
+    )
+    workers: Count | None = Field(None, description="Decoding workers; the order of the data does not depend on it.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Data":
+        if self.source is None and (self.train is None or self.test is None):
+            raise ValueError("needs `source` (or just `data: DIR`), or both `train` and `test`")
+        if self.source is not None and (self.train is not None or self.test is not None):
+            raise ValueError("takes `source` or `train` and `test`, not both")
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise ValueError(f"validation: a share between 0 and 1 or a split; {self.validation} came")
+        return self
+
+
+class Input(Section):
+    mean: list[float] | None = Field(None, description="Channel means of pixels in 0…1; the training split's by default.")
+    std: list[Positive] | None = Field(None, description="Channel standard deviations; the training split's by default.")
+    size: Count | None = Field(None, description="Side in pixels that the model sees; the data's by default.")
+
+
+class Fit(Section):
+    epochs: Positive = Field(description="Epochs over the labelled training images.")
+    batch_size: Count = Field(128, description="Images a step.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
+    lr: Positive = Field(0.1, description="Peak learning rate.")
+    weight_decay: NonNegative = Field(5e-4, description="Decoupled for adamw, L2 for sgd.")
+
+
+class Teacher(Section):
+    model: str = Field(description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder.")
+    weights: str | None = Field(None, description="Safetensors, or a plain state dict. Given, nothing is fitted.")
+    fit: Fit | None = Field(None, description="How to fit the teacher when no weights are given.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
+    input: Input = Field(default_factory=Input, description="What the model expects of its input.")
+
+
+class Student(Section):
+    model: str = Field(description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder.")
+    weights: str | None = Field(None, description="Weights that every arm starts from; random ones by default.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
+    input: Input = Field(default_factory=Input, description="What the model expects of its input.")
+
+
+class Term(Section):
+    loss: Annotated[str, AfterValidator(_loss_name(TERM_LOSSES))] = Field(description="A loss over taps.")
+    student: Taps | None = Field(None, description="Student taps; by default the ends of its resolution stages.")
+    teacher: Taps | None = Field(None, description="Teacher taps; by default the ends of its resolution stages.")
+    map: Literal["direct", "width", "depth"] = Field(
+        "depth", description="direct: equal shapes, pair by pair. width: pair by pair, aligned. depth: evenly spread, aligned."
+    )
+    weight: NonNegative = Field(1.0, description="Factor of each pair's loss.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the loss.")
+
+
+class Distill(Section):
+    loss: Annotated[str, AfterValidator(_loss_name(SOFT_LOSSES))] = Field("kl", description="D of the soft part.")
+    alpha: Fraction = Field(0.9, description="Weight of the teacher: (1 − alpha)·CE + alpha·D.")
+    temperature: Positive = Field(4.0, description="T of the soft part, which includes the factor T².")
+    options: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the loss.")
+    terms: list[Term] = Field(default_factory=list, description="Losses over taps, added with their weights.")
+
+
+class Phase(Section):
+    name: str = Field(min_length=1, description="A name to address it by: phases.NAME.key.")
+    share: Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=1)] = Field(description="Share of all steps.")
+    order: Literal["uniform", "easiest-first"] = Field(
+        "uniform", description="easiest-first: by the teacher's own loss, ranked within class; the admitted part grows to all."
+    )
+    alpha: Fraction | None = Field(None, description="distill.alpha unless given.")
+    temperature: Positive | None = Field(None, description="distill.temperature unless given.")
+    lr: Positive | None = Field(None, description="train.lr unless given; the schedule's shape is kept.")
+    terms: list[Term] | None = Field(None, description="distill.terms unless given.")
+
+
+def _default_phases() -> list[Phase]:
+    return [
+        Phase(name="warmup", share=0.2, order="easiest-first"),
+        Phase(name="distill", share=0.6),
+        Phase(name="finetune", share=0.2, alpha=0.0, terms=[]),
+    ]
+
+
+class Views(Section):
+    crop: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="Pixels of padding for the random crop.")
+    flip: bool = Field(False, description="Mirror half of the images.")
+    policy: Literal["none", "strong"] = Field("none", description="strong: colour, contrast, shift and erasing as well.")
+
+
+class Train(Section):
+    epochs: Positive = Field(20.0, description="Length in passes over the training split; may be a fraction.")
+    batch_size: Count = Field(128, description="Images a step.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
+    lr: Positive = Field(0.1, description="Peak learning rate.")
+    lr_ramp: Fraction = Field(0.05, description="Share of all steps over which the learning rate rises.")
+    lr_shape: Literal["cosine", "constant"] = Field("cosine", description="What follows the ramp.")
+    weight_decay: NonNegative = Field(5e-4, description="Decoupled for adamw, L2 for sgd.")
+    views: Views = Field(default_factory=Views, description="Augmentation of the training images.")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Of the hard part.")
+    mixup: NonNegative = Field(0.0, description="Beta parameter of mixup; 0 mixes nothing.")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Decay of the averaged student; 0 averages nothing.")
+    keep: Literal["last", "best"] = Field("last", description="Which weights an arm ends with; best is by validation.")
+    device: str = Field("auto", description="auto, cpu, or a torch device such as cuda:0.")
+    precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast of the forward passes.")
+    threads: Count | None = Field(None, description="CPU threads of the training; all cores by default.")
+    tracker: Literal["tensorboard", "wandb"] | None = Field(None, description="Where metrics go besides metrics.jsonl.")
+
+
+class Compare(Section):
+    seeds: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="Repetitions of each arm: seeds 0, 1, …")
+    baseline: bool = Field(True, description="Train the same student without the teacher as well.")
+
+
+class Budget(Section):
+    size: Size | None = Field(None, description="Largest file, as in 120 KB.")
+    latency: Duration | None = Field(None, description="Largest median time of one sample, as in 2 ms.")
+    memory: Size | None = Field(None, description="Largest peak memory over an empty model, as in 8 MB.")
+    quality: Annotated[float, BeforeValidator(_fraction)] | None = Field(None, description="Smallest test quality: 0.87.")
+    runtime: Literal["onnxruntime"] = Field("onnxruntime", description="Where the limits are measured.")
+    threads: Count = Field(1, description="Threads of the runtime.")
+
+
+class Recipe(Section):
+    """A run, whole: what to distil from what on which data, how, and what must come out."""
+
+    task: Literal["image-classification"] = Field(description="What the model does.")
+    data: Annotated[Data, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)] = Field(
+        description="Splits; `data: DIR` is short for `data: {source: DIR}`."
+    )
+    teacher: Teacher = Field(description="The large trained model.")
+    student: Student = Field(description="The small model being trained.")
+    distill: Distill = Field(default_factory=Distill, description="What is learned from the teacher.")
+    phases: list[Phase] = Field(default_factory=_default_phases, description="Stretches of the training, in order.")
+    train: Train = Field(default_factory=Train, description="How the student's arms are trained.")
+    compare: Compare = Field(default_factory=Compare, description="What the student is compared with.")
+    budget: Budget = Field(default_factory=Budget, description="Limits that the artifact must meet.")
+    export: list[Literal["onnx", "onnx-int8"]] = Field(
+        default_factory=lambda: ["onnx", "onnx-int8"], min_length=1, description="Artifacts to make."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if not self.phases:
+            raise ValueError("phases: at least one is needed")
+        total = sum(phase.share for phase in self.phases)
+        if abs(total - 1) > 1e-6:
+            shares = " + ".join(f"{phase.share:g}" for phase in self.phases)
+            raise ValueError(f"phases: the shares must sum to 1; {shares} = {total:g}")
+        for what, names in (("phases", [phase.name for phase in self.phases]), ("export", list(self.export))):
+            if repeated := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"{what}: {sorted(repeated)[0]!r} stands there twice")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: PyYAML reads 1e-3 as text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (a copy, so that SafeLoader keeps its own)
+        key: list(resolvers) for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+)
+
+
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise UserError(f"{what} is not valid YAML{place}: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{what} is not valid YAML: nested too deeply") from None
+    except ValueError as error:  # an impossible date such as 2026-99-99
+        raise UserError(f"{what} is not valid YAML: {error}") from None
+
+
+def builtin() -> dict[str, Path]:
+    """The built-in recipes by name."""
+    folder = Path(str(resources.files("edgestill") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A validated Recipe from a YAML file or a built-in recipe's name, with `key.path=value` overrides.
+
+    Paths in the file are relative to the file, paths in overrides to the current folder; both come back absolute.
+    Raises UserError in one line that names the key, what was required and what came.
+
+    >>> load_recipe("digits", ["distill.temperature=2"]).distill.temperature
+    2.0
+    """
+    path = builtin().get(str(recipe), Path(recipe))
+    if not path.is_file():
+        names = [*builtin()]
+        raise UserError(f"no recipe file {str(recipe)!r}, and no built-in one ({', '.join(names)}){closest(str(recipe), names)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a recipe: it is not UTF-8 text") from None
+    raw = _parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} is not a recipe: it needs keys such as task, data, teacher and student")
+    _absolute(raw, path.resolve().parent)
+    for override in overrides:
+        _override(raw, override)
+    return validate(raw)
+
+
+def validate(raw: dict[str, Any]) -> Recipe:
+    """A Recipe from plain values; UserError with the first mistake."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_explain(error, raw)) from None
+    except (RecursionError, OverflowError) as error:
+        raise UserError(f"the recipe cannot be read: {error}") from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML that `load_recipe` reads back to an equal Recipe."""
+    return yaml.safe_dump(recipe.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set takes key=value, as in distill.temperature=2; {override!r} came")
+    value = _parse_yaml(text, f"--set {key}")
+    nested: Any = value
+    for name in reversed(keys):
+        nested = {name: nested}
+    _absolute(nested, Path.cwd())
+    for name in keys:
+        nested = nested[name]
+    if keys[0] == "phases" and "phases" not in raw:
+        raw["phases"] = [phase.model_dump(exclude_none=True) for phase in _default_phases()]
+    place: Any = raw
+    for depth, name in enumerate(keys[:-1]):
+        place = _child(place, name, ".".join(keys[: depth + 1]))
+    if isinstance(place, list):
+        place[_index(place, keys[-1], key)] = nested
+    elif isinstance(place, dict):
+        place[keys[-1]] = nested
+    else:
+        raise UserError(f"--set {key}: {'.'.join(keys[:-1])} is {place!r} and has no keys")
+
+
+def _child(place: Any, name: str, path: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, name, path)]
+    if not isinstance(place, dict):
+        raise UserError(f"--set {path}: there is {place!r}, which has no keys")
+    if place.get(name) is None:
+        place[name] = {}
+    if name == "data" and isinstance(place[name], str):
+        place[name] = {"source": place[name]}
+    return place[name]
+
+
+def _index(items: list[Any], name: str, path: str) -> int:
+    """Where a list's entry is: by position, or by its `name`."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if name in names:
+        return names.index(name)
+    if name.isdigit() and int(name) < len(items):
+        return int(name)
+    known = [str(known) for known in names if known]
+    raise UserError(f"--set {path}: no entry {name!r} among {', '.join(known) or len(items)}{closest(name, known)}")
+
+
+def _absolute(raw: Any, base: Path) -> None:
+    """Turns the relative paths of a raw recipe into absolute ones, in place."""
+
+    def convert(section: Any, keys: Sequence[str], rule: Callable[[str, Path], str]) -> None:
+        if isinstance(section, dict):
+            for key in keys:
+                if isinstance(section.get(key), str):
+                    section[key] = rule(section[key], base)
+
+    def losses(section: Any) -> None:
+        convert(section, ["loss"], _function_path)
+        terms = section.get("terms") if isinstance(section, dict) else None
+        for term in terms if isinstance(terms, list) else []:
+            convert(term, ["loss"], _function_path)
+
+    if not isinstance(raw, dict):
+        return
+    convert(raw, ["data"], _data_path)
+    convert(raw.get("data"), ["source", "train", "test", "validation"], _data_path)
+    for role in ("teacher", "student"):
+        convert(raw.get(role), ["model"], _model_path)
+        convert(raw.get(role), ["weights"], lambda text, base: _join(base, text))
+    losses(raw.get("distill"))
+    phases = raw.get("phases")
+    for phase in phases if isinstance(phases, list) else phases.values() if isinstance(phases, dict) else []:
+        losses(phase)
+
+
+def _join(base: Path, text: str) -> str:
+    return os.path.normpath(base / text)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name, a null byte
+        return False
+
+
+def _function_path(text: str, base: Path) -> str:
+    return _join(base, text) if _FUNCTION.fullmatch(text) else text
+
+
+def _model_path(text: str, base: Path) -> str:
+    if text.startswith("hf:"):
+        return f"hf:{_join(base, text[3:])}" if _exists(base / text[3:]) else text
+    return text if text.startswith("timm:") else _join(base, text)
+
+
+def _data_path(text: str, base: Path) -> str:
+    """A Hub id (owner/name that is no path here) stays; all else is a path."""
+    looks_like_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:\w+)?", text) and not text.endswith((".parquet", ".npz"))
+    if looks_like_id and not text.startswith(".") and not _FUNCTION.fullmatch(text) and not _exists(base / text):
+        return text
+    return _join(base, text)
+
+
+def _explain(error: ValidationError, raw: dict[str, Any]) -> str:
+    """The first mistake in one line: where, what was required, what came."""
+    mistakes = error.errors()
+    first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
+    keys, fields = _locate(first["loc"], raw)
+    where = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        parent = ".".join(keys[:-1])
+        message = f"unknown key {keys[-1]!r}{f' in {parent}' if parent else ''}{closest(keys[-1], fields)}"
+    elif first["type"] == "missing":
+        message = f"{where} is required"
+    else:
+        said = first["msg"].removeprefix("Value error, ")
+        came = "" if first["type"] == "value_error" or isinstance(first["input"], dict) else f"; {_short(first['input'])} came"
+        message = f"{where}: {said}{came}" if where else f"{said}{came}"
+    more = len({m["loc"] for m in mistakes}) - 1
+    line = f"recipe: {message}{f' (and {more} more)' if more else ''}"
+    return " ".join(line.split())
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _locate(loc: tuple[int | str, ...], raw: Any) -> tuple[list[str], list[str]]:
+    """Readable keys of an error's place (phases by name), and the field names known in its parent."""
+    keys: list[str] = []
+    model: Any = Recipe
+    fields: list[str] = []
+    for part in loc:
+        if isinstance(part, int):
+            item = raw[part] if isinstance(raw, list) and part < len(raw) else None
+            name = item.get("name") if isinstance(item, dict) else None
+            keys.append(name if isinstance(name, str) else str(part))
+            raw = item
+            continue
+        fields = list(model.model_fields) if model else []
+        in_data = isinstance(raw, dict) and part in raw
+        if fields and part not in fields and not in_data:
+            continue  # a union's tag, not a key
+        if not fields and not in_data and raw is not None and not isinstance(raw, dict):
+            continue
+        keys.append(str(part))
+        model = _section_of(model.model_fields[part].annotation) if part in fields else None
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return keys, fields
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The Section inside an annotation such as `list[Term] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if found := _section_of(inner):
+            return found
+    return None

@@ -1,0 +1,158 @@
+"""Numbers as the page writes them, and each model's colour and mark."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeGuard
+
+from edgestill.units import format_bytes, format_seconds
+
+NONE = "–"
+GAP = "\N{NO-BREAK SPACE}"  # between a number and its unit
+MINUS = "−"
+INK = "#1f2328"
+MUTED = "#5f6670"
+
+
+class Metric(NamedTuple):
+    """What quality means in this run. `percent`: written as % and differences in points."""
+
+    name: str
+    higher_is_better: bool
+    chance: float
+    percent: bool
+
+
+class Role(NamedTuple):
+    """How one model looks in every plot and table: a colour, a matplotlib marker, the same as an SVG path (10 × 10)."""
+
+    colour: str
+    marker: str
+    path: str
+
+
+def metric(result: dict[str, Any]) -> Metric:
+    described = result.get("metric") or {}
+    higher = bool(described.get("higher_is_better", True))
+    quality = (result.get("teacher") or {}).get("quality")
+    return Metric(
+        name=str(described.get("name", "quality")),
+        higher_is_better=higher,
+        chance=float(described.get("chance") or 0.0),
+        percent=higher and (quality is None or abs(quality) <= 1),
+    )
+
+
+def roles(artifacts: Iterable[str]) -> dict[str, Role]:
+    """Colours that colour-blind readers can tell apart (after Okabe and Ito), each with a mark of its own.
+
+    The most compressed artifact, the last, has the strongest colour: it is what ships.
+    """
+    names = list(artifacts)
+    looks = [
+        Role("#c44601", "D", "M5 .3 9.7 5 5 9.7 .3 5z"),
+        Role("#b8860b", "^", "M5 .8 9.6 9H.4z"),
+        Role("#00795b", "v", "M5 9.2 9.6 1H.4z"),
+        Role("#a14d84", "p", "M5 .4 9.7 3.8 7.9 9.4H2.1L.3 3.8z"),
+    ]
+    return {
+        "teacher": Role("#2f3b52", "s", "M1 1h8v8H1z"),
+        "baseline": Role(
+            "#7d838c", "X", "M.8 2.9 2.9.8 5 2.9l2.1-2.1 2.1 2.1L7.1 5l2.1 2.1-2.1 2.1L5 7.1 2.9 9.2.8 7.1 2.9 5z"
+        ),
+        "student": Role("#0069aa", "o", "M5 .6a4.4 4.4 0 1 1 0 8.8a4.4 4.4 0 1 1 0-8.8z"),
+        **{name: looks[position % len(looks)] for position, name in enumerate(reversed(names))},
+    }
+
+
+def artifact_name(artifact: dict[str, Any]) -> str:
+    """`onnx-int8`: the given name, or the format and, unless it is float32, the precision."""
+    if "name" in artifact:
+        return str(artifact["name"])
+    precision = artifact.get("precision") or "float32"
+    return str(artifact.get("format", "artifact")) + ("" if precision == "float32" else f"-{precision}")
+
+
+def known(value: Any) -> TypeGuard[float]:
+    """A finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def signed(text: str) -> str:
+    """A typographic minus for a hyphen in front of a number."""
+    return text.replace("-", MINUS)
+
+
+def quality(value: Any, of: Metric, spread: Any = None) -> str:
+    """0.8812 -> "88.1 %"; with a spread over seeds "88.1 ± 0.4 %"."""
+    if not known(value):
+        return NONE
+    scale, digits, unit = (100, ".1f", f"{GAP}%") if of.percent else (1, ".4g", "")
+    within = f"{GAP}±{GAP}{scale * spread:{'.1f' if of.percent else '.2g'}}" if known(spread) else ""
+    return signed(f"{scale * value:{digits}}{within}{unit}")
+
+
+def difference(value: Any, of: Metric) -> str:
+    """A signed difference of two qualities, without its unit: 0.0213 -> "+2.1"."""
+    if not known(value):
+        return NONE
+    return signed(f"{100 * value:+.1f}" if of.percent else f"{value:+.3g}")
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    return signed(f"{100 * value:.{digits}f}{GAP}%") if known(value) else NONE
+
+
+def agreement(value: Any) -> str:
+    """Never rounded up to 100 %: 0.9996 -> "99.96 %"."""
+    if not known(value):
+        return NONE
+    return f"100{GAP}%" if value == 1 else f"{math.floor(value * 1e4) / 100:.4g}{GAP}%"
+
+
+def size(value: Any) -> str:
+    return format_bytes(value).replace(" ", GAP) if known(value) else NONE
+
+
+def duration(value: Any) -> str:
+    return format_seconds(value).replace(" ", GAP) if known(value) else NONE
+
+
+def milliseconds(value: Any) -> str:
+    """Three digits, never in powers of ten: 0.2712 -> "0.271", 1234.5 -> "1,234"."""
+    if not known(value):
+        return NONE
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def whole(value: Any) -> str:
+    return f"{value:,.0f}" if known(value) else NONE
+
+
+def operations(value: Any) -> str:
+    """12500000 -> "12.5 M"."""
+    if not known(value):
+        return NONE
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.3g}{GAP}{unit}"
+    return f"{value:.0f}"
+
+
+def error(value: Any) -> str:
+    """Two digits: 0.0731 -> "0.073", 3.1e-06 -> "3.1 × 10⁻⁶"."""
+    if not known(value):
+        return NONE
+    if value == 0 or value >= 1e-3:
+        return f"{value:.2g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}{GAP}×{GAP}10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def times(ratio: float) -> str:
+    """3.14 -> "3.1", 41.7 -> "42", 1234 -> "1,234"."""
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
+
+
+def short(model: Any) -> str:
+    """The name in a model's spec: "nets/resnet.py:resnet8" -> "resnet8"; "hf:microsoft/resnet-50" -> "resnet-50"."""
+    return str(model).rsplit(":", 1)[-1].rstrip("/").rsplit("/", 1)[-1] if isinstance(model, str) else ""

@@ -1,0 +1,228 @@
+"""The verbs' work: the whole job, and its steps on a run folder. N samples, K classes."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgestill import card, deliver, folder, progress, report
+from edgestill.arms import Outcome, answers, check_teacher, difficulty, fit_teacher, train_arm
+from edgestill.assemble import BASELINE, STUDENT, TEACHER, Job, assemble, cpu_threads
+from edgestill.evaluate.classification import accuracy
+from edgestill.evaluate.paired import over_samples, over_seeds, retained
+from edgestill.models import Model, flops, save_student
+from edgestill.recipe import Recipe, dump
+from edgestill.train import Track
+
+Result = dict[str, Any]
+WORST_EXAMPLES = 24
+
+
+def run(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    track: Track = progress.track,
+    deliver_files: bool = True,
+) -> Result:
+    """The whole job: teacher, baseline and student over the seeds, artifacts, measurements, report.
+
+    Args:
+        recipe: from `load_recipe`.
+        out: the run folder; `runs/` and the time by default.
+        resume: go on in a folder whose run was interrupted.
+        track: wraps long work, `track(items, description, total)`; `edgestill.progress.silent` shows nothing.
+        deliver_files: False stops behind the trainings, as `edgestill train` does.
+
+    Returns:
+        What result.json holds. Raises UserError, before anything is written, for a recipe that does not fit together.
+
+    >>> import edgestill as es
+    >>> result = es.run(es.load_recipe("digits"), "runs/digits")  # doctest: +SKIP
+    >>> result["arms"]["student"]["retained"]  # doctest: +SKIP
+    0.97
+    """
+    torch.set_num_threads(cpu_threads(recipe))
+    job = assemble(recipe, track)
+    place = folder.create(Path(out) if out is not None else _new_folder(), resume)
+    result = _begin(job, place)
+    with folder.status(place, result):
+        with folder.metrics(place, recipe.train.tracker) as log:
+            outcomes, student = _train_all(job, place, result, log, track, resume)
+        if deliver_files:
+            _deliver(job, student, place, result, outcomes, track)
+    if deliver_files:
+        result["report"] = str(report.write(place))
+    return result
+
+
+def _new_folder() -> Path:
+    return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def _begin(job: Job, place: Path) -> Result:
+    """Writes recipe.yaml and environment.json; the beginnings of result.json."""
+    splits = job.splits
+    (place / folder.RECIPE).write_text(dump(job.recipe), encoding="utf-8")
+    prints = {name: getattr(splits, name).fingerprint for name in ("train", "validation", "test")}
+    seeds = list(range(job.recipe.compare.seeds))
+    folder.write_json(
+        place / folder.ENVIRONMENT, folder.environment(cpu_threads(job.recipe), prints, seeds, str(job.device))
+    )
+    schedule = job.schedule(STUDENT)
+    points = np.unique(np.linspace(0, schedule.steps - 1, min(400, schedule.steps)).astype(int)).tolist()
+    return {
+        "version": 1,
+        "status": "running",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "task": job.recipe.task,
+        "metric": {"name": "accuracy", "higher_is_better": True, "chance": 1 / len(splits.train.classes)},
+        "classes": list(splits.train.classes),
+        "data": {
+            "train": len(splits.train.labels),
+            "labelled": int((splits.train.labels >= 0).sum()),
+            "validation": len(splits.validation.labels),
+            "test": len(splits.test.labels),
+        },
+        "schedule": [_point(step, schedule.at(step)) for step in points],
+        "seconds": {},
+    }
+
+
+def _point(step: int, settings: Any) -> dict[str, Any]:
+    names = ("alpha", "temperature", "lr", "admitted")
+    return {"step": step, "phase": settings.phase.name, **{name: getattr(settings, name) for name in names}}
+
+
+def _train_all(
+    job: Job, place: Path, result: Result, log: Callable[[dict[str, Any]], None], track: Track, resume: bool
+) -> tuple[dict[str, list[Outcome]], Model]:
+    """Teacher, then baseline and student over the seeds; fills the result, and keeps the student of the seed that is
+    best on validation as a plain model."""
+    started = perf_counter()
+    recipe, seconds = job.recipe, result["seconds"]
+    teacher_rows = _teacher(job, place, result, log, track, resume)
+    ranks = difficulty(job, track)
+    seconds["teacher"] = perf_counter() - started
+
+    names = [BASELINE, STUDENT] if recipe.compare.baseline else [STUDENT]
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in names}
+    best: tuple[float, Model, Outcome] | None = None
+    for seed in range(recipe.compare.seeds):
+        for arm in names:
+            model, outcome = train_arm(job, arm, seed, ranks, place, log, track, resume)
+            outcomes[arm].append(outcome)
+            seconds[arm] = seconds.get(arm, 0.0) + outcome.trained.seconds
+            if arm == STUDENT and (best is None or outcome.trained.validation > best[0]):
+                best = (outcome.trained.validation, model, outcome)
+        result["arms"] = {name: _summary(done) for name, done in outcomes.items() if done}
+        folder.write_json(place / folder.RESULT, result)
+    assert best is not None
+    _, student, chosen = best
+    _compare(job, result, outcomes)
+    result["phases"] = [
+        {"name": name, "steps": steps, "examples": chosen.trained.examples[name]}
+        for name, steps in chosen.trained.steps.items()
+    ]
+    result["student"] = {
+        "model": student.spec,
+        "seed": chosen.seed,
+        "parameters": student.parameters,
+        "flops": flops(student),
+    }
+    save_student(student, place / "student", job.splits.train.classes)
+    rows = {"teacher": teacher_rows} | {name: done[chosen.seed].test_logits for name, done in outcomes.items()}
+    _write_predictions(job, place, rows)
+    return outcomes, student
+
+
+def _teacher(
+    job: Job, place: Path, result: Result, log: Callable[[dict[str, Any]], None], track: Track, resume: bool
+) -> NDArray[np.float32]:
+    """Fits the teacher where it has no weights, checks it on validation, reads the test set: its test logits [N, K]."""
+    teacher, splits = job.teacher, job.splits
+    if job.recipe.teacher.weights is None and job.recipe.teacher.fit is not None:
+        fit_teacher(job, place, log, track, resume)
+        save_student(teacher, place / "teacher", splits.train.classes)
+    quality = accuracy(
+        answers(job, teacher, splits.validation, "teacher: validation", track), splits.validation.labels
+    )
+    check_teacher(quality, splits.validation.labels, teacher)
+    rows = answers(job, teacher, splits.test, "teacher: test set", track)
+    result["teacher"] = {
+        "model": teacher.spec,
+        "quality": accuracy(rows, splits.test.labels),
+        "validation_quality": quality,
+        "parameters": teacher.parameters,
+        "flops": flops(teacher),
+    }
+    return rows
+
+
+def _summary(outcomes: list[Outcome]) -> dict[str, Any]:
+    qualities = [outcome.quality for outcome in outcomes]
+    return {
+        "seeds": [
+            {"seed": outcome.seed, "quality": outcome.quality, "validation": outcome.trained.validation}
+            for outcome in outcomes
+        ],
+        "mean": float(np.mean(qualities)),
+        "std": float(np.std(qualities, ddof=1)) if len(qualities) > 1 else None,
+    }
+
+
+def _compare(job: Job, result: Result, outcomes: dict[str, list[Outcome]]) -> None:
+    """Adds what was retained of the teacher, and the paired difference to the baseline."""
+    summary, chance = result["arms"][STUDENT], result["metric"]["chance"]
+    summary["retained"] = retained(summary["mean"], result["teacher"]["quality"], chance)
+    if BASELINE not in outcomes:
+        return
+    if job.recipe.compare.seeds > 1:
+        qualities = [[outcome.quality for outcome in outcomes[arm]] for arm in (STUDENT, BASELINE)]
+        difference = over_seeds(*qualities)
+    else:
+        labels = job.splits.test.labels
+        right = [outcomes[arm][0].test_logits.argmax(1) == labels for arm in (STUDENT, BASELINE)]
+        difference = over_samples(right[0][labels >= 0], right[1][labels >= 0])
+    summary["difference"] = {"to": BASELINE, **asdict(difference)}
+
+
+def _write_predictions(job: Job, place: Path, rows: dict[str, NDArray[np.float32]]) -> None:
+    """predictions.npz: labels [N] and each column's probabilities [N, K]; examples.npz: the images where the student
+    left the teacher most."""
+    test = job.splits.test
+    probabilities = {name: torch.from_numpy(logits).softmax(-1).numpy() for name, logits in rows.items()}
+    np.savez_compressed(place / "predictions.npz", labels=test.labels, **probabilities)
+    student, teacher = (torch.from_numpy(rows[name]).log_softmax(-1) for name in (STUDENT, TEACHER))
+    left = (teacher.exp() * (teacher - student)).sum(-1)
+    worst = left.topk(min(WORST_EXAMPLES, len(left))).indices.numpy()
+    np.savez_compressed(place / "examples.npz", pixels=test.pixels[worst], indices=worst)
+
+
+def _deliver(
+    job: Job, student: Model, place: Path, result: Result, outcomes: dict[str, list[Outcome]], track: Track
+) -> None:
+    """Artifacts, their measurements, the budget's verdict, the model card."""
+    started = perf_counter()
+    made = deliver.make_artifacts(job, student, place, track)
+    described, rows = deliver.describe_artifacts(job, student, made, place, track)
+    result["seconds"]["export"] = perf_counter() - started
+    started = perf_counter()
+    measured = deliver.bench_artifacts(job, student, made, place, track)
+    result["seconds"]["bench"] = perf_counter() - started
+    for role in (TEACHER, STUDENT):
+        result[role] |= measured[role]
+    result["artifacts"] = [artifact | measured[artifact["name"]] for artifact in described]
+    result["budget"] = deliver.verdict(job, result["artifacts"])
+    with np.load(place / "predictions.npz") as saved:
+        kept = {name: saved[name] for name in saved.files}
+    kept |= {name: torch.from_numpy(logits).softmax(-1).numpy() for name, logits in rows.items()}
+    np.savez_compressed(place / "predictions.npz", **kept)
+    (place / "student" / "README.md").write_text(card.write(result, {"teacher": None, "data": None}), encoding="utf-8")

@@ -1,0 +1,97 @@
+"""Batches of images. Shapes: B batch, C channels, H height, W width, K classes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from edgestill.data.images import Images
+from edgestill.data.views import augment, uniform
+from edgestill.models import ImageInput
+
+_MIXUP = 2  # the stream of `uniform` that mixup draws from; the views use others
+
+
+@dataclass(frozen=True)
+class Views:
+    """How training images are augmented."""
+
+    crop: int = 0
+    flip: bool = False
+    policy: str = "none"
+    mixup: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of samples: pixels uint8 or, when mixed, float32 in 0…255 [B, H, W, C]; labels [B], −1 where missing, or
+    with mixup probabilities [B, K] and a mask [B] of those that have a label."""
+
+    pixels: Tensor
+    labels: Tensor
+    indices: NDArray[np.int64]
+    mask: Tensor | None = None
+
+    def inputs(self, expected: ImageInput, device: torch.device) -> Tensor:
+        return prepare(self.pixels.to(device, non_blocking=True), expected)
+
+
+def batch(images: Images, indices: NDArray[np.int64], epochs: NDArray[np.int64], views: Views, seed: int) -> Batch:
+    """The views of `indices` [B] in `epochs` [B]: a pure function of (seed, epoch, index) row by row."""
+    pixels = _view(images, indices, epochs, views, seed)
+    labels = torch.from_numpy(images.labels[indices])
+    if not views.mixup:
+        return Batch(torch.from_numpy(pixels), labels, indices)
+    return _mix(images, indices, epochs, views, seed, pixels)
+
+
+def _view(
+    images: Images, indices: NDArray[np.int64], epochs: NDArray[np.int64], views: Views, seed: int
+) -> NDArray[np.uint8]:
+    return augment(
+        images.pixels[indices], indices, seed=seed, epoch=epochs, crop=views.crop, flip=views.flip, policy=views.policy
+    )
+
+
+def _mix(
+    images: Images,
+    indices: NDArray[np.int64],
+    epochs: NDArray[np.int64],
+    views: Views,
+    seed: int,
+    pixels: NDArray[np.uint8],
+) -> Batch:
+    """Mixup (Zhang et al. 2018, arXiv 1710.09412): partner and share are drawn from (seed, epoch, index)."""
+    from scipy.stats import beta
+
+    draws = uniform(seed, epochs, indices, 2, stream=_MIXUP)
+    partners = (draws[:, 0] * len(images.labels)).astype(np.int64)
+    share = torch.from_numpy(beta.ppf(draws[:, 1], views.mixup, views.mixup).astype(np.float32))
+    others = torch.from_numpy(_view(images, partners, epochs, views, seed))
+    weight = share[:, None, None, None]
+    mixed = torch.from_numpy(pixels).float() * weight + others.float() * (1 - weight)
+    own, other = torch.from_numpy(images.labels[indices]), torch.from_numpy(images.labels[partners])
+    count = len(images.classes)
+    hot = [functional.one_hot(labels.clamp(min=0), count).float() for labels in (own, other)]
+    labels = hot[0] * share[:, None] + hot[1] * (1 - share[:, None])
+    return Batch(mixed, labels, indices, mask=(own >= 0) & (other >= 0))
+
+
+def prepare(pixels: Tensor, expected: ImageInput) -> Tensor:
+    """Pixels 0…255 [B, H, W, C] as the model expects them: float32 [B, C', size, size], channels-last in memory."""
+    mean, std = (torch.tensor(values, device=pixels.device) for values in (expected.mean, expected.std))
+    images = (pixels - 255 * mean) / (255 * std)  # one grey channel spreads over three
+    images = images.permute(0, 3, 1, 2)
+    if images.shape[2:] != (expected.size, expected.size):
+        images = functional.interpolate(images, (expected.size, expected.size), mode="bilinear", antialias=True)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def statistics(images: Images, limit: int = 5000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel, of pixels in 0…1, over the first `limit` images."""
+    pixels = np.asarray(images.pixels[np.arange(min(limit, len(images.labels)))], dtype=np.float64) / 255
+    mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    return tuple(mean.round(4).tolist()), tuple(np.maximum(std.round(4), 1e-3).tolist())

@@ -1,0 +1,26 @@
+"""A teacher that answers while the student trains."""
+
+from collections.abc import Sequence
+
+import torch
+
+from edgestill.models import Model, forward
+from edgestill.signals import Signal
+from edgestill.taps import record
+from edgestill.tasks.images import Batch
+
+
+class OnlineTeacher:
+    """Calls the teacher on the batch's views: `teacher(batch) -> Signal`, without gradients, in evaluation mode."""
+
+    def __init__(self, model: Model, taps: Sequence[str], device: torch.device, precision: torch.dtype) -> None:
+        self.model, self.taps, self.device, self.precision = model, list(taps), device, precision
+        model.module.to(device, memory_format=torch.channels_last)
+        model.module.eval().requires_grad_(False)
+
+    def __call__(self, batch: Batch, *, taps: bool = True) -> Signal:
+        inputs = batch.inputs(self.model.input, self.device)
+        autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+        with torch.no_grad(), autocast, record(self.model.module, self.taps if taps else []) as recorded:
+            logits = forward(self.model.module, inputs)
+        return Signal(logits, recorded)

@@ -1,0 +1,163 @@
+"""A run folder as a run writes it, with plausible numbers and no training. N test images, C classes, K examples."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+STEPS = 7_040
+PHASES = (("warmup", 0, 1_408), ("distill", 1_408, 5_632), ("finetune", 5_632, STEPS))
+
+
+def write_run(folder: Path, *, classes: tuple[str, ...] = CLASSES, seeds: int = 3, artifacts: bool = True) -> Path:
+    """Everything that a finished run leaves for its report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text("task: image-classification\ndistill: {alpha: 0.9, temperature: 4}\n")
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in _metrics(seeds)))
+    save_result(folder, _result(classes, seeds, artifacts))
+    _write_answers(folder, len(classes), [artifact["name"] for artifact in ARTIFACTS] if artifacts else [])
+    return folder
+
+
+def load_result(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "result.json").read_text()))
+
+
+def save_result(folder: Path, result: dict[str, Any]) -> None:
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+ENVIRONMENT = {
+    "edgestill": "0.1.0",
+    "command": "edgestill run cifar10-resnet8",
+    "started": "2026-11-22T18:02:11+00:00",
+    "versions": {"python": "3.11.9", "torch": "2.11.0", "onnxruntime": "1.32.0", "numpy": "2.3.1"},
+    "hardware": {"cpu": "AMD EPYC 9R14", "cores": 2, "memory": "8 GB", "accelerator": None},
+    "threads": 2,
+    "git_commit": "3f2a9c1d7b",
+    "seeds": [0, 1, 2],
+    "data_fingerprints": {"train": "9be1c07f44a2", "test": "0c5d7718e9fa"},
+}
+
+ARTIFACTS = [
+    {
+        "name": "onnx", "format": "onnx", "precision": "float32", "path": "exports/model.onnx", "bytes": 318_144,
+        "quality": 0.8801, "agreement": 1.0, "max_abs_error": 3.1e-6,
+        "latency_ms": {"p50": 0.412, "p90": 0.431, "p99": 0.502}, "peak_memory_bytes": 1_650_000,
+        "runtime": "onnxruntime 1.32.0", "threads": 1, "quality_measured": "graph optimisation on",
+    },
+    {
+        "name": "onnx-int8", "format": "onnx", "precision": "int8", "path": "exports/model.int8.onnx", "bytes": 98_496,
+        "quality": 0.8764, "agreement": 0.9731, "max_abs_error": 0.734,
+        "latency_ms": {"p50": 0.271, "p90": 0.284, "p99": 0.347}, "peak_memory_bytes": 720_000,
+        "runtime": "onnxruntime 1.32.0", "threads": 1, "quality_measured": "graph optimisation off",
+    },
+]  # fmt: skip
+
+
+def _result(classes: tuple[str, ...], seeds: int, artifacts: bool) -> dict[str, Any]:
+    baseline, student = [0.8588, 0.8631, 0.8604][:seeds], [0.8803, 0.8822, 0.8790][:seeds]
+    gain = float(np.mean(student) - np.mean(baseline))
+    return {
+        "version": 1, "status": "done", "task": "image-classification", "recipe": "cifar10-resnet8",
+        "metric": {"name": "accuracy", "higher_is_better": True, "chance": 0.1},
+        "classes": list(classes),
+        "data": {"train": 45_000, "labelled": 45_000, "validation": 5_000, "test": 10_000},
+        "teacher": {
+            "name": "resnet56.safetensors", "model": "resnet_cifar.py:resnet56", "quality": 0.9339,
+            "validation_quality": 0.9391, "parameters": 855_770, "flops": 126_545_000, "bytes": 3_474_218,
+            "latency_ms": {"p50": 3.21, "p90": 3.34, "p99": 4.02}, "peak_memory_bytes": 9_800_000,
+        },
+        "student": {
+            "model": "resnet_cifar.py:resnet8", "seed": 0, "parameters": 77_946, "flops": 12_501_632, "bytes": 317_408,
+            "latency_ms": {"p50": 0.412, "p90": 0.431, "p99": 0.502}, "peak_memory_bytes": 1_650_000,
+        },
+        "arms": {
+            "baseline": _arm(baseline),
+            "student": {
+                **_arm(student),
+                "retained": float(np.mean(student) - 0.1) / 0.8339,
+                "difference": {
+                    "to": "baseline", "mean": gain, "over": "seeds" if seeds > 1 else "test images",
+                    "interval": [gain - 0.0061, gain + 0.0061] if seeds > 1 else None,
+                },
+            },
+        },
+        "artifacts": ARTIFACTS if artifacts else [],
+        "budget": {
+            "met": False, "artifact": "onnx-int8",
+            "size": {"limit": 120_000, "value": 98_496, "met": True},
+            "latency": {"limit": 0.002, "value": 0.000271, "met": True},
+            "quality": {"limit": 0.88, "value": 0.8764, "met": False},
+        } if artifacts else {},
+        "phases": [{"name": name, "steps": to - at, "examples": (to - at) * 128} for name, at, to in PHASES],
+        "schedule": _schedule(),
+        "seconds": {"teacher": 22.4, "baseline": 912.0, "student": 1_498.2, "export": 31.0, "bench": 12.5},
+    }  # fmt: skip
+
+
+def _arm(qualities: list[float]) -> dict[str, Any]:
+    return {
+        "seeds": [{"seed": seed, "quality": quality} for seed, quality in enumerate(qualities)],
+        "mean": float(np.mean(qualities)),
+        "std": float(np.std(qualities, ddof=1)) if len(qualities) > 1 else 0.0,
+    }
+
+
+def _at(step: int) -> dict[str, Any]:
+    phase = next(name for name, start, end in PHASES if start <= step < end)
+    lr = 0.1 * min(1.0, (step + 1) / 300) * 0.5 * (1 + float(np.cos(np.pi * step / STEPS)))
+    admitted = min(1.0, 0.3 + 0.7 * step / 1_408)
+    return {"step": step, "phase": phase, "alpha": 0.0 if phase == "finetune" else 0.9, "temperature": 4, "lr": lr,
+            "admitted": admitted}  # fmt: skip
+
+
+def _schedule() -> list[dict[str, Any]]:
+    return [_at(step) for step in range(0, STEPS, 20)]
+
+
+def _metrics(seeds: int) -> list[dict[str, Any]]:
+    noise = np.random.default_rng(0)
+    lines: list[dict[str, Any]] = []
+    for arm, height in (("baseline", 0.862), ("student", 0.883)):
+        for seed in range(seeds):
+            for step in range(0, STEPS, 20):
+                now, decay = _at(step), float(np.exp(-step / 1_500)) + 0.25
+                wobble = 1 + 0.1 * float(noise.standard_normal())
+                parts = {"hard": {"value": 1.9 * decay * wobble, "weight": 1 - now["alpha"]}}
+                if arm == "student" and now["alpha"]:
+                    parts["soft"] = {"value": 6.1 * decay * wobble, "weight": 0.9}
+                    for layer, scale in (("layer1", 0.003), ("layer2", 0.0017), ("layer3", 0.006)):
+                        parts[f"attention_transfer/{layer}"] = {"value": scale * decay * wobble, "weight": 100.0}
+                loss = sum(part["value"] * part["weight"] for part in parts.values())
+                lines.append({"arm": arm, "seed": seed, "epoch": step // 352, "loss": loss, "parts": parts,
+                              "examples_per_second": 4_100.0, **now})  # fmt: skip
+                if step % 340 == 320:
+                    validation = height - 0.45 * float(np.exp(-step / 1_300)) + 0.012 * float(noise.standard_normal())
+                    lines.append({"arm": arm, "seed": seed, "step": step, "epoch": step // 352, "phase": now["phase"],
+                                  "validation": validation})  # fmt: skip
+    return lines
+
+
+def _write_answers(folder: Path, classes: int, artifacts: list[str]) -> None:
+    random = np.random.default_rng(1)
+    count = max(2_000, classes * 20)
+    labels = np.arange(count) % classes
+    hardness = random.random(count) + 0.25 * np.sin(labels)
+    columns = {"labels": labels}
+    for name, share in {"teacher": 0.93, "baseline": 0.86, "student": 0.88, **dict.fromkeys(artifacts, 0.875)}.items():
+        wrong = hardness + 0.08 * random.standard_normal(count) > share
+        told = np.where(wrong, (labels + random.integers(1, classes, count)) % classes, labels)
+        probabilities = np.full((count, classes), 0.03 / classes, np.float32)
+        probabilities[np.arange(count), told] = random.uniform(0.5, 0.99, count)
+        columns[name] = probabilities / probabilities.sum(axis=1, keepdims=True)
+    np.savez(folder / "predictions.npz", **columns)
+    student, teacher = columns["student"].argmax(1), columns["teacher"].argmax(1)
+    indices = np.flatnonzero(student != teacher)[:24]
+    ramp = np.linspace(0, 255, 32)
+    pixels = np.stack([np.stack([np.outer(ramp, ramp) / 255, np.full((32, 32), 7 * place), np.tile(ramp, (32, 1))], -1)
+                       for place in range(len(indices))]).astype(np.uint8)  # fmt: skip
+    np.savez(folder / "examples.npz", pixels=pixels, indices=indices)

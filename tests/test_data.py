@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,32 @@ def test_the_map_is_reused_and_an_unfinished_one_is_not(shards, tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     np.testing.assert_array_equal(load(spec).pixels[:], pixels)
     assert path.read_bytes() == whole
+
+
+def test_what_a_killed_process_left_behind_is_cleaned_up(shards, tmp_path):
+    folder = tmp_path / "cache" / "pixels"
+    folder.mkdir(parents=True)
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    (folder / f"x.npy.{child.pid}.partial").write_bytes(b"half of it")
+    (folder / f"y.npy.{os.getppid()}.partial").write_bytes(b"still being written")
+    load(shards[0])
+    assert [path.name for path in folder.glob("*.partial")] == [f"y.npy.{os.getppid()}.partial"]
+
+
+def test_reading_local_data_never_opens_a_connection(shards, class_folders):
+    connections: list[str] = []
+    watching = True
+
+    def hook(event: str, _: Any) -> None:
+        if watching and event in ("socket.connect", "socket.getaddrinfo"):
+            connections.append(event)
+
+    sys.addaudithook(hook)  # cannot be removed again, only silenced
+    load(shards[0])
+    load_splits(splits_of(class_folders))
+    watching = False
+    assert not connections
 
 
 def test_a_cache_that_cannot_be_written_means_decoding_on_demand(shards, tmp_path):

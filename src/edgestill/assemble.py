@@ -18,9 +18,10 @@ from edgestill.data.images import Images, hold_out, keep_labels
 from edgestill.data.sources import load_splits, resolve, splits_of
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import accuracy, logits, predictor
+from edgestill.functions import load_function
 from edgestill.losses import SOFT_LOSSES, TERM_LOSSES, Loss
 from edgestill.mapping import layer_map
-from edgestill.models import ImageInput, Model, example, forward, load_function, load_model
+from edgestill.models import ImageInput, Model, example, forward, load_model
 from edgestill.objective import Objective, Term
 from edgestill.recipe import Recipe
 from edgestill.recipe import Student as StudentSection

@@ -1,12 +1,10 @@
 """A model from a spec: `file.py:function`, `timm:name`, `hf:folder-or-id`, a saved student folder; and what it expects
 of its input. Shapes: B batch, C channels, H height, W width."""
 
-import importlib.util
 import inspect
 import json
 import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edgestill.errors import UserError, closest
+from edgestill.functions import load_function
 
 STUDENT_FILE = "edgestill.json"
 
@@ -43,30 +42,6 @@ class Model:
     @property
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.module.parameters())
-
-
-def load_function(spec: str) -> Callable[..., Any]:
-    """The function of `file.py:function`. UserError when either is not there, or the file does not run."""
-    path_text, _, name = spec.rpartition(":")
-    path = Path(path_text)
-    if not path.is_file():
-        raise UserError(f"no file {path} (for {spec!r})")
-    module_name = f"edgestill_user_{path.stem}_{abs(hash(str(path.resolve())))}"
-    if module_name not in sys.modules:
-        found = importlib.util.spec_from_file_location(module_name, path)
-        if found is None or found.loader is None:
-            raise UserError(f"{path} is not a Python file")
-        module = importlib.util.module_from_spec(found)
-        sys.modules[module_name] = module
-        try:
-            found.loader.exec_module(module)
-        except Exception as error:  # noqa: BLE001  (whatever a user's file raises is the user's mistake)
-            del sys.modules[module_name]
-            raise UserError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
-    function = getattr(sys.modules[module_name], name, None)
-    if not callable(function):
-        raise UserError(f"{path} has no function {name!r}{closest(name, vars(sys.modules[module_name]))}")
-    return function  # type: ignore[no-any-return]
 
 
 def load_model(

@@ -50,8 +50,9 @@ def bench(
 ) -> dict[str, Measurement]:
     """Measure each ONNX file of `artifacts` on its own samples, `inputs[name]`: float32 [N, ...].
 
-    The runtime has `threads` threads. Memory first, in a process of its own for each; then latency, in rounds that give every artifact a turn of
-    single-sample calls, so that a slow minute of the host meets all of them alike. About two seconds an artifact.
+    The runtime has `threads` threads. Memory first, in a process of its own for each; then latency, in rounds that give
+    every artifact a turn of single-sample calls, so that a slow minute of the host meets all of them alike. About two
+    seconds an artifact.
 
     Raises UserError for a file that cannot be opened or refuses its inputs.
 

@@ -3,7 +3,6 @@
 Shape suffixes: N samples, B batch, H height, W width, C channels.
 """
 
-import contextlib
 import errno
 import json
 import os
@@ -33,11 +32,10 @@ _WINDOW = 2048
 
 @dataclass(frozen=True)
 class Headers:
-    """What the image files of a split say before they are decoded: whether all are grey, and their (height, width)."""
+    """What the files of a split say before they are decoded: whether all are grey, and up to 3 (height, width)."""
 
     grey: bool
-    shape: tuple[int, int] | None
-    example_shapes: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +70,7 @@ def read_headers(encoded: Encoded, fingerprint: str, *, workers: int, cache: Pat
         shapes = tuple(sorted({shape for _, shape in found})[:3])
         text = json.dumps({"grey": grey, "shapes": shapes}).encode()
         _write(path, lambda file: file.write(text))
-    return Headers(grey, shapes[0] if len(shapes) == 1 else None, shapes)
+    return Headers(grey, shapes)
 
 
 def decode(
@@ -93,7 +91,7 @@ def decode(
     # Readers change between Pillow releases: other pixels must not pass for these.
     kind = f"{'x'.join(map(str, shape))}{'-resized' if size else ''}-pillow{PIL.__version__}"
     path = cache / "pixels" / f"{fingerprint}-{kind}.npy"
-    mapped = _mapped(path, whole)
+    mapped = _mapped(path)
     if mapped is not None:
         return mapped
     on_demand = OnDemand(encoded, whole, size, workers)
@@ -108,7 +106,7 @@ def decode(
             file.write(on_demand[window].data)
 
     written = _write(path, write)
-    mapped = _mapped(path, whole) if written else None
+    mapped = _mapped(path) if written else None
     return on_demand if mapped is None else mapped
 
 
@@ -174,12 +172,12 @@ def _windows(count: int) -> list[npt.NDArray[np.int64]]:
     return [np.arange(start, min(start + _WINDOW, count)) for start in range(0, count, _WINDOW)]
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
+def _mapped(path: Path) -> npt.NDArray[np.uint8] | None:
     try:
         mapped: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r")
     except (OSError, ValueError):
         return None
-    return mapped if mapped.shape == shape and mapped.dtype == np.uint8 else None
+    return mapped
 
 
 def _make_folder(folder: Path) -> bool:
@@ -195,10 +193,8 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> bool:
     if not _make_folder(path.parent):
         return False
     for leftover in path.parent.glob("*.partial"):
-        # A living writer touches its file at every window; an hour of silence means that it was killed.
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > 3600:
-                leftover.unlink()
+        if _abandoned(leftover):
+            leftover.unlink(missing_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -207,9 +203,22 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> bool:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        # Also where a process on another machine, which cannot see this one, took the file for a leftover (ENOENT).
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
             raise
         return False
     finally:
         partial.unlink(missing_ok=True)
     return True
+
+
+def _abandoned(partial: Path) -> bool:
+    """Whether the writer of a partial file was killed: its process is gone, or it has been silent for an hour."""
+    try:
+        if os.name == "posix":
+            os.kill(int(partial.name.split(".")[-2]), 0)
+        return time.time() - partial.stat().st_mtime > 3600
+    except (ProcessLookupError, ValueError):
+        return True
+    except OSError:
+        return False

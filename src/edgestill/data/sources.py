@@ -111,8 +111,7 @@ def _pixels(
             )
         else:
             fingerprints[split] = _array_fingerprint(part.images, labels[split])
-            shape = part.images.shape[1:3]
-            headers[split] = decode.Headers(part.images.shape[3] == 1, shape, (shape,))
+            headers[split] = decode.Headers(part.images.shape[3] == 1, (part.images.shape[1:3],))
     channels = 1 if all(header.grey for header in headers.values()) else 3
     height, width = (size, size) if size is not None else _one_shape(headers, read)
     pixels: dict[str, Pixels] = {}
@@ -128,7 +127,7 @@ def _pixels(
 
 
 def _one_shape(headers: dict[str, decode.Headers], read: dict[str, Split]) -> tuple[int, int]:
-    shapes = {shape: read[split].source for split, header in headers.items() for shape in header.example_shapes}
+    shapes = {shape: read[split].source for split, header in headers.items() for shape in header.shapes}
     if len(shapes) > 1:
         (first, of_first), (second, of_second) = list(shapes.items())[:2]
         raise UserError(

@@ -32,9 +32,9 @@ def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
 
     >>> export(student, torch.zeros(1, 3, 32, 32), "student.onnx")
     """
-    plain = copy.deepcopy(module).to("cpu", torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    plain.eval()
-    # Two rows: torch.export takes an axis of size one for a constant.
+    plain = copy.deepcopy(module).to("cpu", torch.float32).eval()
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    # Two rows: torch.export may take an axis of size one for a constant.
     rows = example[:1].detach().to("cpu", torch.float32).expand(2, *example.shape[1:]).contiguous()
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(

@@ -12,7 +12,7 @@ from edgestill.report.folder import Folder
 from edgestill.report.words import Metric
 
 STATUS = {
-    "interrupted": "This run was interrupted: what follows is what it had reached. `edgestill run --resume` goes on.",
+    "interrupted": "This run was interrupted: what follows is what it had reached. Run it with --resume to go on.",
     "unfinished": "This run has no result yet: what follows is what it has written so far.",
     "failed": "This run failed: what follows is what it had reached.",
 }

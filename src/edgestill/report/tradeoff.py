@@ -18,6 +18,7 @@ from edgestill.report.words import MUTED, Metric, Role
 ALLOWED, LIMIT = "#e8f3ee", "#00694f"
 ARMS = ("teacher", "baseline", "student")
 
+NEAR = 13  # points between a mark and its name, beyond which a line joins them
 Place = tuple[float, float, str, str]  # of a label: offsets in points, horizontal and vertical alignment
 
 
@@ -113,7 +114,7 @@ def _frame(axes: Axes, points: Sequence[Point], limit: Any, floor: Any) -> None:
     high = [point.quality + point.spread for point in points] + [floor] * words.known(floor)
     decades = max(math.log10(max(xs) / min(xs)), 0.4)
     axes.set_xscale("log")
-    axes.set_xlim(min(xs) / 10 ** (0.26 * decades), max(xs) * 10 ** (0.14 * decades))
+    axes.set_xlim(min(xs) / 10 ** (0.32 * decades), max(xs) * 10 ** (0.14 * decades))
     span = max(max(high) - min(low), 1e-6)
     axes.set_ylim(min(low) - 0.16 * span, max(high) + 0.16 * span)
     subs = (1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.2 else (1,)
@@ -149,7 +150,7 @@ def _allowed(axes: Axes, write: Callable[[Any], str], of: Metric, limit: Any, fl
 
 
 def _label(figure: Figure, axes: Axes, points: Sequence[Point], roles: dict[str, Role]) -> None:
-    """Each point's name beside it, at the first place that covers no point, no limit, no other label and no edge."""
+    """Each point's name at the place that covers least: no other name or point if possible, then no limit's line."""
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     figure.draw_without_rendering()
     frame = axes.get_window_extent(renderer)
@@ -157,7 +158,7 @@ def _label(figure: Figure, axes: Axes, points: Sequence[Point], roles: dict[str,
     marks = [axes.transData.transform((point.x, point.quality)) for point in points]
     taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in marks]
     taken += [text.get_window_extent(renderer) for text in axes.texts]
-    taken += [line.get_window_extent(renderer) for line in axes.lines if line.get_linestyle() == "--"]
+    limits = [line.get_window_extent(renderer) for line in axes.lines if line.get_linestyle() == "--"]
     for point in points:
         colour = roles.get(point.name, roles["student"]).colour
         tried: list[tuple[int, int, Place, Bbox]] = []
@@ -167,7 +168,9 @@ def _label(figure: Figure, axes: Axes, points: Sequence[Point], roles: dict[str,
             box = Text.get_window_extent(text, renderer)  # the annotation's own would include its leader line
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             text.remove()
-            tried.append((sum(box.overlaps(other) for other in taken) + (0 if inside else 100), len(tried), place, box))
+            covered = 10 * sum(box.overlaps(other) for other in taken) + sum(box.overlaps(other) for other in limits)
+            far = 2 if abs(place[1]) > NEAR else 0
+            tried.append((covered + far + (0 if inside else 100), len(tried), place, box))
             if tried[-1][0] == 0:
                 break
         _, _, place, box = min(tried, key=lambda trial: trial[:2])
@@ -187,7 +190,7 @@ def _annotated(axes: Axes, point: Point, place: Place, colour: str) -> Annotatio
         fontsize=9,
         fontweight="bold",
         color=colour,
-        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6} if abs(dy) > 13 else None,
+        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6} if abs(dy) > NEAR else None,
     )
     text.set_in_layout(False)
     return text

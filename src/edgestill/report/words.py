@@ -50,14 +50,14 @@ def roles(artifacts: Iterable[str]) -> dict[str, Role]:
     names = list(artifacts)
     looks = [
         Role("#c44601", "D", "M5 .3 9.7 5 5 9.7 .3 5z"),
-        Role("#b8860b", "^", "M5 .8 9.6 9H.4z"),
+        Role("#8f6400", "^", "M5 .8 9.6 9H.4z"),
         Role("#00795b", "v", "M5 9.2 9.6 1H.4z"),
         Role("#a14d84", "p", "M5 .4 9.7 3.8 7.9 9.4H2.1L.3 3.8z"),
     ]
     return {
         "teacher": Role("#2f3b52", "s", "M1 1h8v8H1z"),
         "baseline": Role(
-            "#7d838c", "X", "M.8 2.9 2.9.8 5 2.9l2.1-2.1 2.1 2.1L7.1 5l2.1 2.1-2.1 2.1L5 7.1 2.9 9.2.8 7.1 2.9 5z"
+            "#6b727c", "X", "M.8 2.9 2.9.8 5 2.9l2.1-2.1 2.1 2.1L7.1 5l2.1 2.1-2.1 2.1L5 7.1 2.9 9.2.8 7.1 2.9 5z"
         ),
         "student": Role("#0069aa", "o", "M5 .6a4.4 4.4 0 1 1 0 8.8a4.4 4.4 0 1 1 0-8.8z"),
         **{name: looks[position % len(looks)] for position, name in enumerate(reversed(names))},

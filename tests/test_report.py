@@ -1,0 +1,258 @@
+"""The report: everything of a run on one page that needs nothing else, for whole runs and for parts of one."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgestill import report
+from edgestill.errors import UserError
+from synthetic_run import CLASSES, load_result, save_result, write_run
+
+
+class Page(HTMLParser):
+    """The visible text of a page, its tags, and every reference that it makes."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.labels: list[str] = []
+        self.open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+                self.references.append(value or "")
+            if name == "aria-label":
+                self.labels.append(value or "")
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(scope="module")
+def page(whole: Path) -> Page:
+    return Page(report.write(whole))
+
+
+def test_the_page_needs_nothing_beside_itself(whole: Path, page: Page) -> None:
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert page.references
+    assert all(reference.startswith(("data:image/png;base64,", "#")) for reference in page.references)
+    text = (whole / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"@import|https?://|url\((?!#)", text)
+    assert "default-src 'none'" in text
+
+
+def test_it_is_written_into_the_run_folder_and_leaves_nothing_else(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    before = {path.name for path in run.iterdir()}
+    assert report.write(run) == run / "report.html"
+    assert {path.name for path in run.iterdir()} == before | {"report.html"}
+
+
+def test_tags_are_closed_and_references_inside_the_page_lead_somewhere_unique(whole: Path, page: Page) -> None:
+    assert page.open == []
+    text = (whole / "report.html").read_text(encoding="utf-8")
+    names = re.findall(r'\bid="([^"]+)"', text)
+    assert len(names) == len(set(names))
+    wanted = {*re.findall(r'href="#([^"]+)"', text), *re.findall(r"url\(#([^)]+)\)", text)}
+    assert wanted <= set(names)
+
+
+def test_the_headline_says_what_was_kept_gained_and_how_small_and_fast(page: Page) -> None:
+    assert "kept of the teacher 93.6 %" in page.text  # (0.8805 - 0.1) / (0.9339 - 0.1)
+    assert "gained over the baseline +2.0 points interval +1.4 to +2.6, over 3 seeds" in page.text
+    assert "35× smaller" in page.text  # 3,474,218 / 98,496
+    assert "12× faster" in page.text  # 3.21 / 0.271
+
+
+def test_every_model_and_artifact_has_its_row(page: Page) -> None:
+    assert "86.1 ± 0.2 %" in page.text
+    assert "onnx onnxruntime 1.32.0 · 1 thread 88.0 % 93.5 % 100 % 3.1 × 10⁻⁶" in page.text
+    assert "onnx-int8 onnxruntime 1.32.0 · 1 thread 87.6 % 93.1 % 97.31 % 0.73" in page.text
+    assert "98.5 KB 0.271 0.284 0.347 720 KB" in page.text
+    assert "graph optimisation on (onnx), graph optimisation off (onnx-int8)" in page.text
+
+
+def test_every_limit_of_the_budget_has_its_verdict(page: Page) -> None:
+    assert "Budget missed: quality judged on onnx-int8" in page.text
+    assert "Size 98.5 KB at most 120 KB: met" in page.text
+    assert "Latency, p50 0.271 ms at most 2 ms: met" in page.text
+    assert "Quality 87.6 % at least 88.0 %: missed" in page.text
+
+
+def test_every_plot_is_there_and_is_described_in_words(page: Page) -> None:
+    plots = [label.split(".")[0] for label in page.labels if ". " in label]
+    assert plots == [
+        "Accuracy against size",
+        "Accuracy against latency",
+        "Validation quality, a line a seed",
+        "Loss of the student by part, weighted, seed 0",
+        "The schedule and its phases",
+        "Accuracy by class",
+        "Kept and lost: the student against the teacher",
+    ]
+
+
+def test_accuracy_by_class_counts_what_was_kept_lost_and_gained(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", classes=("cat", "dog"))
+    labels = np.array([0, 0, 0, 0, 1, 1, -1])
+    teacher, student = np.array([0, 0, 0, 1, 1, 0, 0]), np.array([0, 0, 1, 1, 1, 1, 1])
+    np.savez(run / "predictions.npz", labels=labels, teacher=_sure(teacher), student=_sure(student))
+    (run / "examples.npz").unlink()
+    text = Page(report.write(run)).text
+    assert "cat 4 75.0 % 50.0 % 25.0 % 0.0 % −25.0" in text
+    assert "dog 2 50.0 % 100.0 % 0.0 % 50.0 % +50.0" in text
+
+
+def _sure(answers: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(2) == answers[:, None], 0.9, 0.1).astype(np.float32)
+
+
+def test_the_examples_show_the_true_class_and_both_answers(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", classes=("cat", "dog"))
+    np.savez(run / "predictions.npz", labels=np.array([1, 0]), teacher=_sure(np.array([1, 0])),
+             student=_sure(np.array([0, 0])))  # fmt: skip
+    np.savez(run / "examples.npz", pixels=np.full((1, 8, 8, 1), 7, np.uint8), indices=np.array([0]))
+    page = Page(report.write(run))
+    assert page.tags.count("img") == 1
+    assert "dog #0 teacher: dog 90 % ✓ student: cat 90 % ✗" in page.text
+
+
+def test_words_from_the_run_are_text_and_never_markup(tmp_path: Path) -> None:
+    evil = '<script>alert("$x$")</script>&'
+    run = write_run(tmp_path / "run", classes=(evil, *CLASSES[1:]))
+    result = load_result(run)
+    result["recipe"] = evil
+    result["artifacts"][0]["name"] = evil
+    save_result(run, result)
+    (run / "recipe.yaml").write_text(f"# {evil}\n")
+    (run / "environment.json").write_text(json.dumps({evil: {evil: evil}}))
+    page = Page(report.write(run))
+    assert "script" not in page.tags
+    assert page.text.count(evil) >= 6
+
+
+def test_letters_of_any_alphabet_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", classes=("猫", "собака", "كلب"))
+    assert "猫" in report.write(run).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("missing", ["recipe.yaml", "environment.json", "metrics.jsonl", "predictions.npz",
+                                     "examples.npz", "result.json"])  # fmt: skip
+def test_a_run_without_one_of_its_files_has_a_report(tmp_path: Path, missing: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / missing).unlink()
+    assert "edgestill report" in Page(report.write(run)).text
+
+
+@pytest.mark.parametrize(
+    "missing", ["teacher", "student arms", "artifacts phases seconds", "budget schedule data", "classes metric recipe"]
+)
+def test_a_result_without_some_of_its_keys_has_a_report(tmp_path: Path, missing: str) -> None:
+    run = write_run(tmp_path / "run", seeds=1)
+    save_result(run, {key: value for key, value in load_result(run).items() if key not in missing.split()})
+    assert Page(report.write(run)).open == []
+
+
+def test_a_run_that_has_just_begun_says_so(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("task: image-classification\n")
+    (tmp_path / "metrics.jsonl").write_text('{"arm": "student", "seed": 0, "step": 0, "loss": NaN, "parts"')
+    text = Page(report.write(tmp_path)).text
+    assert "This run has no result yet" in text
+    assert "No training has been logged" in text
+
+
+def test_an_interrupted_run_says_so_and_that_nothing_was_exported(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", artifacts=False)
+    save_result(run, {**load_result(run), "status": "interrupted"})
+    text = Page(report.write(run)).text
+    assert "This run was interrupted" in text
+    assert "No artifact has been exported in this run yet." in text
+    assert "Budget" not in text
+
+
+def test_one_seed_has_no_interval_and_a_run_without_baseline_no_difference(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", seeds=1)
+    result = load_result(run)
+    assert "one seed, so no interval" in Page(report.write(run)).text
+    del result["arms"]["baseline"], result["arms"]["student"]["difference"]
+    save_result(run, result)
+    assert "baseline +" not in Page(report.write(run)).text
+
+
+def test_an_interval_around_zero_claims_no_difference(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    result = load_result(run)
+    result["arms"]["student"]["difference"].update(mean=0.001, interval=[-0.004, 0.006])
+    save_result(run, result)
+    assert "interval −0.4 to +0.6, over 3 seeds; it includes zero" in Page(report.write(run)).text
+
+
+def test_where_lower_is_better_the_gap_stands_for_the_retained_share(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    result = load_result(run)
+    result["metric"] = {"name": "perplexity", "higher_is_better": False, "chance": None}
+    result["teacher"] |= {"quality": 12.0, "validation_quality": 11.8}
+    result["arms"]["baseline"].update(mean=16.5, std=0.1)
+    result["arms"]["student"].update(mean=14.25, std=0.1)
+    result["arms"]["student"]["difference"].update(mean=-2.25, interval=[-2.5, -2.0])
+    for artifact in result["artifacts"]:
+        artifact["quality"] = 14.5
+    result["budget"]["quality"] = {"limit": 15.0, "value": 14.5, "met": True}
+    save_result(run, result)
+    text = Page(report.write(run)).text
+    assert "gap to the teacher +2.25 perplexity" in text
+    assert "gained over the baseline −2.25 perplexity interval −2.5 to −2" in text
+    assert "Quality 14.5 at most 15: met" in text
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path: Path, whole: Path) -> None:
+    first = report.write(whole).read_bytes()
+    again = report.write(write_run(tmp_path / "another name")).read_bytes()
+    assert first == again
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs a run folder"):
+        report.write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_a_report_imports_no_torch_and_no_pyplot(whole: Path) -> None:
+    program = (
+        "import sys; from edgestill import report; assert 'matplotlib' not in sys.modules; "
+        "report.write(sys.argv[1]); print(sorted({'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(whole)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

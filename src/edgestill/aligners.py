@@ -37,4 +37,6 @@ def aligner_for(student: torch.Size, teacher: torch.Size) -> nn.Module | None:
         return ConvAligner(student[1], teacher[1], (teacher[2], teacher[3]))
     if len(student) == len(teacher) and len(student) in (2, 3) and student[1:-1] == teacher[1:-1]:
         return nn.Linear(student[-1], teacher[-1])
-    raise UserError(f"no aligner brings a student tap of shape {[*student[1:]]} to a teacher tap of shape {[*teacher[1:]]}")
+    raise UserError(
+        f"no aligner brings a student tap of shape {[*student[1:]]} to a teacher tap of shape {[*teacher[1:]]}"
+    )

@@ -16,7 +16,7 @@ from edgestill.data.curriculum import ranks_within_class
 from edgestill.data.images import Images
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import accuracy, logits, predictor
-from edgestill.models import Model
+from edgestill.models import Model, to_device
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.train import Track, Trained, train
 
@@ -35,7 +35,7 @@ class Outcome:
 
 def answers(job: Job, model: Model, images: Images, what: str, track: Track) -> NDArray[np.float32]:
     """A model's logits [N, K] on a split, with a progress bar."""
-    predict = predictor(model.module.to(job.device), job.device)
+    predict = predictor(to_device(model.module, job.device), job.device)
     return logits(predict, images, model.input, track=track, description=what)
 
 
@@ -92,7 +92,11 @@ def train_arm(
     else:
         trained = _train(job, arm, seed, student, teacher, ranks, out, log, track, resume)
         rows = answers(job, student, job.splits.test, f"{arm} seed {seed}: test set", track)
-        state = {"student": student.module.state_dict(), "test_logits": torch.from_numpy(rows), "trained": asdict(trained)}
+        state = {
+            "student": student.module.state_dict(),
+            "test_logits": torch.from_numpy(rows),
+            "trained": asdict(trained),
+        }
         checkpoint.save(state, place / "final.pt")
     quality = accuracy(rows, job.splits.test.labels)
     folder.write_text(place / "outcome.json", json.dumps({"seed": seed, "quality": quality, **asdict(trained)}) + "\n")
@@ -122,6 +126,8 @@ def _train(
         options=job.options(arm),
         folder=out / "arms" / arm / str(seed),
         log=lambda line: log({"arm": arm, "seed": seed, **line}),
-        track=lambda items, _, total: track(items, f"{arm} seed {seed}" if arm != TEACHER else "teacher: fitting", total),
+        track=lambda items, _, total: track(
+            items, f"{arm} seed {seed}" if arm != TEACHER else "teacher: fitting", total
+        ),
         resume=resume,
     )

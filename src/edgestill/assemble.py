@@ -206,20 +206,24 @@ def _check_files(recipe: Recipe) -> None:
 
 def _splits(recipe: Recipe, track: Track) -> Splits:
     data = recipe.data
-    named: dict[str, Any] = splits_of(data.source) if data.source is not None else {"train": data.train, "test": data.test}
+    named: dict[str, Any] = (
+        splits_of(data.source) if data.source is not None else {"train": data.train, "test": data.test}
+    )
     for needed in ("train", "test"):
         if needed not in named:
             raise UserError(f"data: {data.source} has no {needed} split; it has {', '.join(named) or 'none'}")
     if isinstance(data.validation, str):
         named["validation"] = data.validation
-    wanted = {name: named[name] for name in ("train", "validation", "test") if name in named}
+    wanted: dict[str, Any] = {name: named[name] for name in ("train", "validation", "test") if name in named}
     loaded = load_splits(wanted, size=data.size, workers=data.workers, track=track)
     if "validation" in loaded:
         fit, validation = loaded["train"], loaded["validation"]
     else:
         fit, validation = hold_out(loaded["train"], float(data.validation), seed=0)
     if not (fit.labels >= 0).any():
-        raise UserError("data: the training split has no labels; at least some are needed, for the baseline and finetuning")
+        raise UserError(
+            "data: the training split has no labels; at least some are needed, for the baseline and finetuning"
+        )
     train = fit if data.labels_per_class is None else keep_labels(fit, data.labels_per_class, seed=0)
     return Splits(train, fit, validation, loaded["test"])
 
@@ -244,7 +248,8 @@ def _check_classes(role: str, model: Model, classes: tuple[str, ...]) -> None:
     except (RuntimeError, ValueError, AttributeError) as error:
         size = model.input
         raise UserError(
-            f"the {role} {model.spec} does not take images of {size.channels}×{size.size}×{size.size}: {str(error).splitlines()[0]}"
+            f"the {role} {model.spec} does not take images of {size.channels}×{size.size}×{size.size}: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     if len(shape) != 2 or shape[1] != len(classes):
         raise UserError(
@@ -270,18 +275,18 @@ def _terms(
             section.teacher or stages(teacher.module, probes[1]),
             section.map,
         )
-        names = []
+        built_names = []
         for student_tap, teacher_tap in pairs:
             label = section.loss.rpartition(":")[2]
             name = f"{label}/{student_tap}"
             while name in terms:
                 name += "'"
             terms[name] = Term(loss, student_tap, teacher_tap, section.weight)
-            names.append(name)
+            built_names.append(name)
         if section.map == "direct":
-            direct.extend(names)
-        built.append((section, tuple(names)))
-        return tuple(names)
+            direct.extend(built_names)
+        built.append((section, tuple(built_names)))
+        return tuple(built_names)
 
     phase_terms = {}
     for phase in recipe.phases:

@@ -1,31 +1,38 @@
-"""The model card of the student's folder: what it is, how to load it, and its measured numbers."""
+"""The model card of the student's folder: what it is, its measured numbers, how to load it, its licences."""
 
 from typing import Any
 
 from edgestill.words import percent, summary
 
+_UNSTATED = "not stated in the recipe; ask its authors before you publish this model"
 
-def write(result: dict[str, Any], licences: dict[str, str | None]) -> str:
-    """The card's Markdown from what result.json holds; `licences` of teacher and data, None where nobody stated one."""
-    spec = result["student"]["model"]
-    lines = ["# Student", "", f"A distilled {result['task']} model of {result['student']['parameters']:,} parameters, made {result['date']}.", ""]
+
+def write(result: dict[str, Any]) -> str:
+    """The card's Markdown from what result.json holds."""
+    student = result["student"]
+    lines = ["# Student", ""]
+    lines += [f"A distilled {result['task']} model of {student['parameters']:,} parameters, made {result['date']}.", ""]
     lines += ["## Measured", "", *(f"- {line}" for line in summary(result)), ""]
     lines += ["| artifact | accuracy | agreement | bytes | p50 ms |", "|---|---|---|---|---|"]
-    for a in result.get("artifacts", []):
-        lines.append(
-            f"| {a['path']} | {percent(a['quality'])} | {percent(a['agreement'])} | {a['bytes']:,} | {a['latency_ms']['p50']:.3f} |"
-        )
-    lines += ["", "## Loading", "", "```python", *_loading(spec), "```", ""]
+    for artifact in result.get("artifacts", []):
+        shares = f"{percent(artifact['quality'])} | {percent(artifact['agreement'])}"
+        lines.append(f"| {artifact['path']} | {shares} | {artifact['bytes']:,} | {artifact['latency_ms']['p50']:.3f} |")
+    lines += ["", "## Loading", "", "```python", *_loading(student["model"]), "```", ""]
     lines += ["Input normalisation and class names are in `edgestill.json`.", "", "## Licences", ""]
-    lines += [f"- {what}: {licence or 'not stated; ask its authors before you publish this model'}" for what, licence in licences.items()]
+    lines += [f"- {what}: {licence or _UNSTATED}" for what, licence in result["licences"].items()]
     return "\n".join(lines) + "\n"
 
 
 def _loading(spec: str) -> list[str]:
-    fill = 'module.load_state_dict(load_file("model.safetensors"))'
+    fill = [
+        "from safetensors.torch import load_file",
+        'module.load_state_dict(load_file("model.safetensors"))',
+    ]
     if spec.startswith("hf:"):
-        return ["from transformers import AutoModelForImageClassification", 'module = AutoModelForImageClassification.from_pretrained(".")']
+        name = "AutoModelForImageClassification"
+        return [f"from transformers import {name}", f'module = {name}.from_pretrained(".")']
     if spec.startswith("timm:"):
-        return ["import timm", "from safetensors.torch import load_file", f'module = timm.create_model("{spec[5:]}", num_classes=…)', fill]
+        create = f'module = timm.create_model("{spec[5:]}", num_classes=…)  # as in edgestill.json'
+        return ["import timm", create, *fill]
     function = spec.rpartition(":")[2]
-    return ["from model import " + function, "from safetensors.torch import load_file", f"module = {function}(…)  # the options in edgestill.json", fill]
+    return [f"from model import {function}", f"module = {function}(…)  # with the options in edgestill.json", *fill]

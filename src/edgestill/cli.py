@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="edgestill", description="Distil a large model into one that runs on an edge device, and prove what was kept."
+        prog="edgestill",
+        description="Distil a large model into one that runs on an edge device, and prove what was kept.",
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
@@ -50,13 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
         sub.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
         _output(sub)
-    for name, verb, text in (
+    for name, again, text in (
         ("export", _export, "export and verify the student of a run again"),
         ("evaluate", _evaluate, "score the artifacts of a run on its test set again"),
         ("bench", _bench, "measure the artifacts of a run and its teacher again, on this host"),
         ("report", _report, "write report.html of a run again"),
     ):
-        sub = add(name, verb, text)
+        sub = add(name, again, text)
         sub.add_argument("run", metavar="RUN", type=Path, help="a run folder")
         _output(sub)
     compare = add("compare", _compare, "several runs side by side")

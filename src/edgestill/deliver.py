@@ -112,7 +112,7 @@ def verdict(job: Job, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
     if budget.size is not None:
         limits["size"] = (parse_bytes(budget.size), lambda a: a["bytes"])
     if budget.latency is not None:
-        limits["latency"] = (parse_seconds(budget.latency) * 1e3, lambda a: a["latency_ms"]["p50"])
+        limits["latency"] = (parse_seconds(budget.latency), lambda a: a["latency_ms"]["p50"] / 1e3)
     if budget.memory is not None:
         limits["memory"] = (parse_bytes(budget.memory), lambda a: a["peak_memory_bytes"])
     if budget.quality is not None:

@@ -14,7 +14,18 @@ from typing import Any
 from edgestill.errors import UserError
 
 RESULT, METRICS, RECIPE, ENVIRONMENT = "result.json", "metrics.jsonl", "recipe.yaml", "environment.json"
-_PACKAGES = ("edgestill", "torch", "numpy", "onnx", "onnxruntime", "onnxscript", "datasets", "pillow", "timm", "transformers")
+_PACKAGES = (
+    "edgestill",
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "datasets",
+    "pillow",
+    "timm",
+    "transformers",
+)
 
 
 def create(out: Path, resume: bool) -> Path:
@@ -108,7 +119,9 @@ def _tracker(out: Path, name: str | None) -> Iterator[Callable[[str, dict[str, f
 
         with wandb.init(project="edgestill", dir=str(out), name=out.name) as run:
             # one x axis an arm: the library's own step must never go back
-            yield lambda arm, values, step: run.log({f"{arm}/{k}": v for k, v in values.items()} | {f"{arm}/step": step})
+            yield lambda arm, values, step: run.log(
+                {f"{arm}/{k}": v for k, v in values.items()} | {f"{arm}/step": step}
+            )
     else:
         yield lambda *_: None
 

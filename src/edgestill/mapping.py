@@ -25,7 +25,8 @@ def layer_map(student: Sequence[str], teacher: Sequence[str], kind: Literal["dir
     if kind == "depth":
         if len(teacher) < len(student):
             raise UserError(
-                f"map: depth needs at least as many teacher taps as student taps; {len(teacher)} and {len(student)} came"
+                "map: depth needs at least as many teacher taps as student taps; "
+                f"{len(teacher)} and {len(student)} came"
             )
         ratio = len(teacher) / len(student)
         return [(tap, teacher[int((i + 1) * ratio + 0.5) - 1]) for i, tap in enumerate(student)]

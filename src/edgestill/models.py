@@ -77,7 +77,8 @@ def load_model(
         module, declared = _from_student_folder(Path(spec), default)
     else:
         raise UserError(
-            f"no model {spec!r}: a model is file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a folder with {STUDENT_FILE}"
+            f"no model {spec!r}: a model is file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a folder "
+            f"with {STUDENT_FILE}"
         )
     if weights is not None:
         load_weights(module, Path(weights))
@@ -89,11 +90,15 @@ def load_model(
     )
     for name, values in (("mean", expected.mean), ("std", expected.std)):
         if len(values) not in (1, expected.channels):
-            raise UserError(f"input.{name} of {spec} needs {expected.channels} numbers, one a channel; {len(values)} came")
+            raise UserError(
+                f"input.{name} of {spec} needs {expected.channels} numbers, one a channel; {len(values)} came"
+            )
     return Model(module, spec, options, expected)
 
 
-def _from_function(spec: str, classes: int, options: dict[str, Any], default: ImageInput) -> tuple[nn.Module, ImageInput]:
+def _from_function(
+    spec: str, classes: int, options: dict[str, Any], default: ImageInput
+) -> tuple[nn.Module, ImageInput]:
     function = load_function(spec)
     taken = inspect.signature(function).parameters
     given = {"num_classes": classes, "in_channels": default.channels}
@@ -117,7 +122,7 @@ def _from_timm(
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{closest(name, timm.list_models())}")
     module = timm.create_model(name, **{"num_classes": classes} | options)
-    declared = module.pretrained_cfg
+    declared: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
     keeps_size = trained or options.get("pretrained") or declared.get("fixed_input_size")
     channels, height, _ = declared["input_size"]
     return module, ImageInput(
@@ -144,7 +149,7 @@ def _from_hugging_face(name: str, options: dict[str, Any], default: ImageInput) 
         size=size if isinstance(size, int) else size[0],
     )
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
     except (OSError, ValueError):  # a folder without preprocessor_config.json: the data's normalisation holds
         return module, declared
     return module, replace(declared, mean=tuple(processor.image_mean), std=tuple(processor.image_std))
@@ -189,14 +194,17 @@ def load_weights(module: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"no weights file {path}")
     try:
+        state: Any
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # noqa: BLE001  (pickle.UnpicklingError and what a broken pickle may raise)
-        raise UserError(f"{path} is not plain weights; only tensors are loaded, never code: save it as safetensors") from error
+    except Exception as error:
+        raise UserError(
+            f"{path} is not plain weights; only tensors are loaded, never code: save it as safetensors"
+        ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -223,10 +231,15 @@ def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "a scalar"
 
 
+def to_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module itself on the device, channels-last in memory: a third faster for convolutions on the CPU."""
+    return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 def forward(module: nn.Module, inputs: Tensor) -> Tensor:
     """Logits [B, C] of a plain module or of one that returns an object with `.logits`."""
     output = module(inputs)
-    return output if isinstance(output, Tensor) else output.logits  # type: ignore[no-any-return]
+    return output if isinstance(output, Tensor) else output.logits
 
 
 def flops(model: Model) -> int:

@@ -1,4 +1,4 @@
-"""The recipe: everything that a run is told, as plain typed values. Imports no torch, so that a typo is refused at once."""
+"""The recipe: everything that a run is told, as plain typed values. No torch, so that a typo is refused at once."""
 
 import os
 import re
@@ -38,7 +38,9 @@ def _fraction(value: Any) -> Any:
 def _loss_name(names: Sequence[str]) -> Callable[[str], str]:
     def check(value: str) -> str:
         if value not in names and not _FUNCTION.fullmatch(value):
-            raise ValueError(f"must be one of {', '.join(names)} or file.py:function; {value!r} came{closest(value, names)}")
+            raise ValueError(
+                f"must be one of {', '.join(names)} or file.py:function; {value!r} came{closest(value, names)}"
+            )
         return value
 
     return check
@@ -59,13 +61,17 @@ class Section(BaseModel):
 
 class Data(Section):
     source: str | None = Field(None, description="A folder, Hub id or file.py:function that has the splits.")
-    train: str | None = Field(None, description="Training split: parquet files, an image folder, a Hub id, file.py:function.")
+    train: str | None = Field(
+        None, description="Training split: parquet files, an image folder, a Hub id, file.py:function."
+    )
     test: str | None = Field(None, description="Test split; read once a seed, by the final model.")
     validation: float | str = Field(0.1, description="A split of its own, or the share held out of the training split.")
     size: Count | None = Field(None, description="Side in pixels to which images of different sizes are brought.")
     labels_per_class: Count | None = Field(
-        None, description="Labels kept a class for the arms; the rest is unlabelled. A teacher fitted by the run sees all."
+        None,
+        description="Labels kept a class for the arms; the rest is unlabelled. A teacher fitted by the run sees all.",
     )
+    licence: str | None = Field(None, description="The data's licence, for the student's model card.")
     workers: Count | None = Field(None, description="Decoding workers; the order of the data does not depend on it.")
 
     @model_validator(mode="after")
@@ -80,8 +86,12 @@ class Data(Section):
 
 
 class Input(Section):
-    mean: list[float] | None = Field(None, description="Channel means of pixels in 0…1; the training split's by default.")
-    std: list[Positive] | None = Field(None, description="Channel standard deviations; the training split's by default.")
+    mean: list[float] | None = Field(
+        None, description="Channel means of pixels in 0…1; the training split's by default."
+    )
+    std: list[Positive] | None = Field(
+        None, description="Channel standard deviations; the training split's by default."
+    )
     size: Count | None = Field(None, description="Side in pixels that the model sees; the data's by default.")
 
 
@@ -96,6 +106,7 @@ class Fit(Section):
 class Teacher(Section):
     model: str = Field(description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder.")
     weights: str | None = Field(None, description="Safetensors, or a plain state dict. Given, nothing is fitted.")
+    licence: str | None = Field(None, description="The teacher's licence, for the student's model card.")
     fit: Fit | None = Field(None, description="How to fit the teacher when no weights are given.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
     input: Input = Field(default_factory=Input, description="What the model expects of its input.")
@@ -113,7 +124,8 @@ class Term(Section):
     student: Taps | None = Field(None, description="Student taps; by default the ends of its resolution stages.")
     teacher: Taps | None = Field(None, description="Teacher taps; by default the ends of its resolution stages.")
     map: Literal["direct", "width", "depth"] = Field(
-        "depth", description="direct: equal shapes, pair by pair. width: pair by pair, aligned. depth: evenly spread, aligned."
+        "depth",
+        description="direct: equal shapes, pair by pair. width: pair by pair, aligned. depth: evenly spread, aligned.",
     )
     weight: NonNegative = Field(1.0, description="Factor of each pair's loss.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the loss.")
@@ -131,7 +143,8 @@ class Phase(Section):
     name: str = Field(min_length=1, description="A name to address it by: phases.NAME.key.")
     share: Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=1)] = Field(description="Share of all steps.")
     order: Literal["uniform", "easiest-first"] = Field(
-        "uniform", description="easiest-first: by the teacher's own loss, ranked within class; the admitted part grows to all."
+        "uniform",
+        description="easiest-first: by the teacher's own loss, ranked within class; the admitted part grows to all.",
     )
     alpha: Fraction | None = Field(None, description="distill.alpha unless given.")
     temperature: Positive | None = Field(None, description="distill.temperature unless given.")
@@ -150,7 +163,9 @@ def _default_phases() -> list[Phase]:
 class Views(Section):
     crop: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="Pixels of padding for the random crop.")
     flip: bool = Field(False, description="Mirror half of the images.")
-    policy: Literal["none", "strong"] = Field("none", description="strong: colour, contrast, shift and erasing as well.")
+    policy: Literal["none", "strong"] = Field(
+        "none", description="strong: colour, contrast, shift and erasing as well."
+    )
 
 
 class Train(Section):
@@ -164,7 +179,9 @@ class Train(Section):
     views: Views = Field(default_factory=Views, description="Augmentation of the training images.")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Of the hard part.")
     mixup: NonNegative = Field(0.0, description="Beta parameter of mixup; 0 mixes nothing.")
-    ema: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Decay of the averaged student; 0 averages nothing.")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Decay of the averaged student; 0 averages nothing."
+    )
     keep: Literal["last", "best"] = Field("last", description="Which weights an arm ends with; best is by validation.")
     device: str = Field("auto", description="auto, cpu, or a torch device such as cuda:0.")
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast of the forward passes.")
@@ -181,7 +198,9 @@ class Budget(Section):
     size: Size | None = Field(None, description="Largest file, as in 120 KB.")
     latency: Duration | None = Field(None, description="Largest median time of one sample, as in 2 ms.")
     memory: Size | None = Field(None, description="Largest peak memory over an empty model, as in 8 MB.")
-    quality: Annotated[float, BeforeValidator(_fraction)] | None = Field(None, description="Smallest test quality: 0.87.")
+    quality: Annotated[float, BeforeValidator(_fraction)] | None = Field(
+        None, description="Smallest test quality: 0.87."
+    )
     runtime: Literal["onnxruntime"] = Field("onnxruntime", description="Where the limits are measured.")
     threads: Count = Field(1, description="Threads of the runtime.")
 
@@ -201,7 +220,7 @@ class Recipe(Section):
     compare: Compare = Field(default_factory=Compare, description="What the student is compared with.")
     budget: Budget = Field(default_factory=Budget, description="Limits that the artifact must meet.")
     export: list[Literal["onnx", "onnx-int8"]] = Field(
-        default_factory=lambda: ["onnx", "onnx-int8"], min_length=1, description="Artifacts to make."
+        default=["onnx", "onnx-int8"], min_length=1, description="Artifacts to make."
     )
 
     @model_validator(mode="after")
@@ -212,7 +231,10 @@ class Recipe(Section):
         if abs(total - 1) > 1e-6:
             shares = " + ".join(f"{phase.share:g}" for phase in self.phases)
             raise ValueError(f"phases: the shares must sum to 1; {shares} = {total:g}")
-        for what, names in (("phases", [phase.name for phase in self.phases]), ("export", list(self.export))):
+        for what, names in (
+            ("phases", [phase.name for phase in self.phases]),
+            ("export", [str(name) for name in self.export]),
+        ):
             if repeated := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"{what}: {sorted(repeated)[0]!r} stands there twice")
         return self
@@ -233,7 +255,7 @@ _Loader.add_implicit_resolver(
 
 def _parse_yaml(text: str, what: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
@@ -263,7 +285,9 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = builtin().get(str(recipe), Path(recipe))
     if not path.is_file():
         names = [*builtin()]
-        raise UserError(f"no recipe file {str(recipe)!r}, and no built-in one ({', '.join(names)}){closest(str(recipe), names)}")
+        raise UserError(
+            f"no recipe file {str(recipe)!r}, and no built-in one ({', '.join(names)}){closest(str(recipe), names)}"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -410,7 +434,11 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> str:
         message = f"{where} is required"
     else:
         said = first["msg"].removeprefix("Value error, ")
-        came = "" if first["type"] == "value_error" or isinstance(first["input"], dict) else f"; {_short(first['input'])} came"
+        came = (
+            ""
+            if first["type"] == "value_error" or isinstance(first["input"], dict)
+            else f"; {_short(first['input'])} came"
+        )
         message = f"{where}: {said}{came}" if where else f"{said}{came}"
     more = len({m["loc"] for m in mistakes}) - 1
     line = f"recipe: {message}{f' (and {more} more)' if more else ''}"

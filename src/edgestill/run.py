@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from edgestill import card, deliver, folder, progress, report
 from edgestill.arms import Outcome, answers, check_teacher, difficulty, fit_teacher, train_arm
 from edgestill.assemble import BASELINE, STUDENT, TEACHER, Job, assemble, cpu_threads
+from edgestill.errors import UserError
 from edgestill.evaluate.classification import accuracy
 from edgestill.evaluate.paired import over_samples, over_seeds, retained
-from edgestill.models import Model, flops, save_student
-from edgestill.recipe import Recipe, dump
+from edgestill.models import STUDENT_FILE, Model, flops, load_weights, save_student
+from edgestill.recipe import Recipe, dump, load_recipe
 from edgestill.train import Track
 
 Result = dict[str, Any]
@@ -55,12 +56,11 @@ def run(
     result = _begin(job, place)
     with folder.status(place, result):
         with folder.metrics(place, recipe.train.tracker) as log:
-            outcomes, student = _train_all(job, place, result, log, track, resume)
+            student = _train_all(job, place, result, log, track, resume)
         if deliver_files:
-            _deliver(job, student, place, result, outcomes, track)
-    if deliver_files:
-        result["report"] = str(report.write(place))
-    return result
+            _deliver(job, student, place, result, track)
+            _write_card(place, result)
+    return result | {"report": str(report.write(place))}
 
 
 def _new_folder() -> Path:
@@ -92,6 +92,7 @@ def _begin(job: Job, place: Path) -> Result:
             "test": len(splits.test.labels),
         },
         "schedule": [_point(step, schedule.at(step)) for step in points],
+        "licences": {"teacher": job.recipe.teacher.licence, "data": job.recipe.data.licence},
         "seconds": {},
     }
 
@@ -103,7 +104,7 @@ def _point(step: int, settings: Any) -> dict[str, Any]:
 
 def _train_all(
     job: Job, place: Path, result: Result, log: Callable[[dict[str, Any]], None], track: Track, resume: bool
-) -> tuple[dict[str, list[Outcome]], Model]:
+) -> Model:
     """Teacher, then baseline and student over the seeds; fills the result, and keeps the student of the seed that is
     best on validation as a plain model."""
     started = perf_counter()
@@ -140,7 +141,7 @@ def _train_all(
     save_student(student, place / "student", job.splits.train.classes)
     rows = {"teacher": teacher_rows} | {name: done[chosen.seed].test_logits for name, done in outcomes.items()}
     _write_predictions(job, place, rows)
-    return outcomes, student
+    return student
 
 
 def _teacher(
@@ -151,9 +152,7 @@ def _teacher(
     if job.recipe.teacher.weights is None and job.recipe.teacher.fit is not None:
         fit_teacher(job, place, log, track, resume)
         save_student(teacher, place / "teacher", splits.train.classes)
-    quality = accuracy(
-        answers(job, teacher, splits.validation, "teacher: validation", track), splits.validation.labels
-    )
+    quality = accuracy(answers(job, teacher, splits.validation, "teacher: validation", track), splits.validation.labels)
     check_teacher(quality, splits.validation.labels, teacher)
     rows = answers(job, teacher, splits.test, "teacher: test set", track)
     result["teacher"] = {
@@ -199,30 +198,101 @@ def _write_predictions(job: Job, place: Path, rows: dict[str, NDArray[np.float32
     left the teacher most."""
     test = job.splits.test
     probabilities = {name: torch.from_numpy(logits).softmax(-1).numpy() for name, logits in rows.items()}
-    np.savez_compressed(place / "predictions.npz", labels=test.labels, **probabilities)
+    _save_predictions(place, {"labels": test.labels} | probabilities)
     student, teacher = (torch.from_numpy(rows[name]).log_softmax(-1) for name in (STUDENT, TEACHER))
     left = (teacher.exp() * (teacher - student)).sum(-1)
     worst = left.topk(min(WORST_EXAMPLES, len(left))).indices.numpy()
     np.savez_compressed(place / "examples.npz", pixels=test.pixels[worst], indices=worst)
 
 
-def _deliver(
-    job: Job, student: Model, place: Path, result: Result, outcomes: dict[str, list[Outcome]], track: Track
-) -> None:
-    """Artifacts, their measurements, the budget's verdict, the model card."""
+def export_again(place: Path, *, track: Track = progress.track) -> Result:
+    """Exports, verifies, scores and measures the student of a run folder; what `run` does behind the trainings."""
+    return _again(place, track, _deliver)
+
+
+def evaluate_again(place: Path, *, track: Track = progress.track) -> Result:
+    """Verifies the artifacts of a run folder and scores them on its test set."""
+
+    def evaluate(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
+        measured = {artifact["name"]: artifact for artifact in result["artifacts"]}
+        described = _describe(job, student, _made(place, result), place, track)
+        result["artifacts"] = [measured[artifact["name"]] | artifact for artifact in described]
+        result["budget"] = deliver.verdict(job, result["artifacts"])
+
+    return _again(place, track, evaluate)
+
+
+def bench_again(place: Path, *, track: Track = progress.track) -> Result:
+    """Measures the artifacts of a run folder and its teacher on this host."""
+
+    def measure(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
+        _bench(job, student, _made(place, result), place, result, track)
+
+    return _again(place, track, measure)
+
+
+def _again(place: Path, track: Track, step: Callable[[Job, Model, Path, Result, Track], None]) -> Result:
+    """Does a step behind the trainings on a run folder, and writes result.json, the card and the report anew."""
+    result = folder.read_json(place / folder.RESULT)
+    if not (place / "student" / STUDENT_FILE).is_file():
+        raise UserError(f"{place} has no trained student yet; `edgestill run … --out {place} --resume` trains it")
+    recipe = load_recipe(place / folder.RECIPE)
+    torch.set_num_threads(cpu_threads(recipe))
+    job = assemble(recipe, track)
+    if (place / "teacher" / STUDENT_FILE).is_file():
+        load_weights(job.teacher.module, place / "teacher" / "model.safetensors")
+    student = job.student(0)
+    load_weights(student.module, place / "student" / "model.safetensors")
+    with folder.status(place, result):
+        step(job, student, place, result, track)
+        _write_card(place, result)
+    return result | {"report": str(report.write(place))}
+
+
+def _made(place: Path, result: Result) -> dict[str, Path]:
+    if not result.get("artifacts"):
+        raise UserError(f"{place} has no artifacts yet; `edgestill export {place}` makes them")
+    made = {artifact["name"]: place / artifact["path"] for artifact in result["artifacts"]}
+    for path in made.values():
+        if not path.is_file():
+            raise UserError(f"the artifact {path} is missing; `edgestill export {place}` makes it again")
+    return made
+
+
+def _save_predictions(place: Path, columns: dict[str, NDArray[Any]]) -> None:
+    partial = place / "predictions.partial.npz"
+    np.savez_compressed(partial, allow_pickle=False, **columns)
+    partial.replace(place / "predictions.npz")
+
+
+def _deliver(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
+    """Artifacts, their answers, their measurements, the budget's verdict."""
     started = perf_counter()
     made = deliver.make_artifacts(job, student, place, track)
-    described, rows = deliver.describe_artifacts(job, student, made, place, track)
+    result["artifacts"] = _describe(job, student, made, place, track)
     result["seconds"]["export"] = perf_counter() - started
+    _bench(job, student, made, place, result, track)
+
+
+def _describe(job: Job, student: Model, made: dict[str, Path], place: Path, track: Track) -> list[dict[str, Any]]:
+    """What verify and evaluate say of each artifact; its test probabilities join predictions.npz."""
+    described, rows = deliver.describe_artifacts(job, student, made, place, track)
+    with np.load(place / "predictions.npz") as saved:
+        kept = {name: saved[name] for name in saved.files}
+    kept |= {name: torch.from_numpy(logits).softmax(-1).numpy() for name, logits in rows.items()}
+    _save_predictions(place, kept)
+    return described
+
+
+def _bench(job: Job, student: Model, made: dict[str, Path], place: Path, result: Result, track: Track) -> None:
     started = perf_counter()
     measured = deliver.bench_artifacts(job, student, made, place, track)
     result["seconds"]["bench"] = perf_counter() - started
     for role in (TEACHER, STUDENT):
         result[role] |= measured[role]
-    result["artifacts"] = [artifact | measured[artifact["name"]] for artifact in described]
+    result["artifacts"] = [artifact | measured[artifact["name"]] for artifact in result["artifacts"]]
     result["budget"] = deliver.verdict(job, result["artifacts"])
-    with np.load(place / "predictions.npz") as saved:
-        kept = {name: saved[name] for name in saved.files}
-    kept |= {name: torch.from_numpy(logits).softmax(-1).numpy() for name, logits in rows.items()}
-    np.savez_compressed(place / "predictions.npz", **kept)
-    (place / "student" / "README.md").write_text(card.write(result, {"teacher": None, "data": None}), encoding="utf-8")
+
+
+def _write_card(place: Path, result: Result) -> None:
+    folder.write_text(place / "student" / "README.md", card.write(result))

@@ -50,7 +50,10 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.steps < len(self.phases):
-            raise UserError(f"{len(self.phases)} phases need at least as many steps; the training has {self.steps}: set train.epochs higher")
+            raise UserError(
+                f"{len(self.phases)} phases need at least as many steps; the training has {self.steps}: "
+                "set train.epochs higher"
+            )
 
     def starts(self) -> list[int]:
         """First step of each phase, and the number of steps at the end."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgestill import checkpoint
 from edgestill.errors import UserError
-from edgestill.models import Model, forward
+from edgestill.models import Model, forward, to_device
 from edgestill.objective import Objective, Parts
 from edgestill.schedule import Schedule, Settings
 from edgestill.signals import Signal
@@ -74,7 +74,7 @@ def train(
     """
     started = perf_counter()
     device = torch.device(options.device)
-    module = student.module.to(device, memory_format=torch.channels_last)
+    module = to_device(student.module, device)
     objective.to(device)
     optimizer = _optimizer([*module.parameters(), *objective.parameters()], options)
     average = copy.deepcopy(module).requires_grad_(False) if options.ema else None
@@ -178,7 +178,9 @@ class Meter:
             bad = torch.nonzero(~torch.isfinite(table[:, column]))
             if len(bad):
                 at = step + 1 - len(self.parts) + int(bad[0])
-                raise UserError(f"the loss part {name!r} is not finite at step {at}: lower train.lr, or look at the data")
+                raise UserError(
+                    f"the loss part {name!r} is not finite at step {at}: lower train.lr, or look at the data"
+                )
         means = dict(zip(names, table.mean(0).tolist(), strict=True))
         weights = self.parts[-1].weights
         now = perf_counter()

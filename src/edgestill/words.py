@@ -26,13 +26,12 @@ def smallest_kept(result: Result) -> dict[str, Any] | None:
 
 def summary(result: Result) -> list[str]:
     """What was kept against the teacher, gained against the baseline, how small, how fast, what the budget says."""
-    lines = []
+    lines: list[str] = []
     student, teacher = result["arms"]["student"], result["teacher"]
     seeds = len(student["seeds"])
     over = f", mean of {seeds} seeds" if seeds > 1 else ""
-    lines.append(
-        f"kept     {student['retained'] * 100:.1f} % of the teacher: {percent(student['mean'])} of {percent(teacher['quality'])} accuracy{over}"
-    )
+    kept = f"{percent(student['mean'])} of {percent(teacher['quality'])} accuracy{over}"
+    lines.append(f"kept     {student['retained'] * 100:.1f} % of the teacher: {kept}")
     if difference := student.get("difference"):
         low, high = difference["interval"]
         baseline = result["arms"]["baseline"]["mean"]
@@ -46,26 +45,51 @@ def summary(result: Result) -> list[str]:
     return lines
 
 
+def comparison(results: dict[str, Result]) -> str:
+    """Runs side by side, a line each."""
+    rows: list[tuple[str, ...]] = [
+        ("run", "teacher", "baseline", "student", "gained", "artifact", "quality", "bytes", "p50 ms")
+    ]
+    for name, result in results.items():
+        arms, artifact = result.get("arms", {}), smallest_kept(result)
+        student = arms.get("student")
+        mean = [percent(arms[arm]["mean"]) if arm in arms else "–" for arm in ("baseline", "student")]
+        gained = points(student["difference"]["mean"]) if student and "difference" in student else "–"
+        teacher = percent(result["teacher"]["quality"]) if "teacher" in result else "–"
+        last: tuple[str, ...] = ("–",) * 4
+        if artifact:
+            p50 = f"{artifact['latency_ms']['p50']:.3f}"
+            last = (artifact["name"], percent(artifact["quality"]), f"{artifact['bytes']:,}", p50)
+        rows.append((name, teacher, *mean, gained, *last))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
 def _artifact(artifact: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     p50 = artifact["latency_ms"]["p50"]
+    threads = f"{artifact['threads']} thread{'s' * (artifact['threads'] > 1)}"
+    smaller, faster = teacher["bytes"] / artifact["bytes"], teacher["latency_ms"]["p50"] / p50
     return [
         f"file     {artifact['path']}: {percent(artifact['quality'])} accuracy ({artifact['quality_measured']}), "
         f"agrees with the student on {percent(artifact['agreement'])}",
-        f"small    {format_bytes(artifact['bytes'])}, {teacher['bytes'] / artifact['bytes']:.1f} times smaller than the teacher's file",
-        f"fast     {format_seconds(p50 / 1e3)} a sample (p50, {artifact['threads']} thread{'s' * (artifact['threads'] > 1)} of "
-        f"{artifact['runtime']}), {teacher['latency_ms']['p50'] / p50:.1f} times faster than the teacher",
+        f"small    {format_bytes(artifact['bytes'])}, {smaller:.1f} times smaller than the teacher's file",
+        f"fast     {format_seconds(p50 / 1e3)} a sample (p50, {threads} of {artifact['runtime']}), "
+        f"{faster:.1f} times faster than the teacher",
     ]
 
 
 def _budget(budget: dict[str, Any]) -> list[str]:
-    limits = {name: value for name, value in budget.items() if isinstance(value, dict)}
-    if not limits:
-        return []
-    said = [f"{name} {_quantity(name, v['value'])} of {_quantity(name, v['limit'])}{'' if v['met'] else ' MISSED'}" for name, v in limits.items()]
-    return [f"budget   {'met' if budget['met'] else 'missed'}: {', '.join(said)}"]
+    said = []
+    for name, verdict in budget.items():
+        if isinstance(verdict, dict):
+            values = f"{_quantity(name, verdict['value'])} of {_quantity(name, verdict['limit'])}"
+            said.append(f"{name} {values}{'' if verdict['met'] else ' MISSED'}")
+    return [f"budget   {'met' if budget['met'] else 'missed'}: {', '.join(said)}"] if said else []
 
 
 def _quantity(name: str, value: float) -> str:
     if name == "latency":
-        return format_seconds(value / 1e3)
+        return format_seconds(value)
     return percent(value) if name == "quality" else format_bytes(value)

@@ -21,7 +21,7 @@ def draw(step: int, pool: NDArray[np.int64], batch_size: int, seed: int) -> tupl
 def draw_easiest(
     step: int, ranks: NDArray[np.float64], admitted: float, batch_size: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices [B] of a step drawn from the samples whose rank is below `admitted`, and the epoch [B] that they count to.
+    """Indices [B] of a step drawn from the samples whose rank is below `admitted`, and the epoch [B] of each.
 
     Without repetition inside a batch where enough are admitted.
     """

@@ -82,7 +82,7 @@ def _matches(pattern: str) -> list[Path]:
 def _parquet(files: list[Path], cache: Path) -> Any:
     """All rows of the shards in the order of their names, or None where they have no rows."""
     import datasets
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     filled = []
     for file in files:

@@ -4,13 +4,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgestill.errors import UserError
-from edgestill.losses.reduce import masked_mean
+from edgestill.losses.reduce import masked_mean, wide
 
 
 def attention_transfer(
-    student: Tensor, teacher: Tensor, *, power: float = 2.0, mask: Tensor | None = None, count: Tensor | float | None = None
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    power: float = 2.0,
+    mask: Tensor | None = None,
+    count: Tensor | float | None = None,
 ) -> Tensor:
-    """`mean_B ‖Q(student) − Q(teacher)‖²`, `Q(A) = q/‖q‖₂`, `q = Σ_C |A|^power` over the H×W positions. Zero at equality.
+    """`mean_B ‖Q(student) − Q(teacher)‖²`, `Q = q/‖q‖₂`, `q = Σ_C |A|^power` over the H×W positions. Zero at equality.
 
     Channels are summed away, so that the widths may differ; the larger map is averaged down to the smaller.
     The authors' code (szagoruyko/attention-transfer, utils.py) also averages over the H·W positions: its weight of
@@ -32,11 +37,13 @@ def attention_transfer(
         raise UserError(
             f"attention_transfer needs feature maps [B, C, H, W]; {[*student.shape]} and {[*teacher.shape]} came"
         )
-    student, teacher = student.float(), teacher.detach().float()
+    student, teacher = wide(student, mask), wide(teacher.detach(), mask)
     student_map, teacher_map = student.abs().pow(power).sum(1), teacher.abs().pow(power).sum(1)  # [B, H, W]
     if student_map.shape != teacher_map.shape:
         H, W = (min(sides) for sides in zip(student_map.shape[1:], teacher_map.shape[1:], strict=True))
         student_map = functional.adaptive_avg_pool2d(student_map, (H, W))
         teacher_map = functional.adaptive_avg_pool2d(teacher_map, (H, W))
-    difference = functional.normalize(student_map.flatten(1), dim=1) - functional.normalize(teacher_map.flatten(1), dim=1)
+    difference = functional.normalize(student_map.flatten(1), dim=1) - functional.normalize(
+        teacher_map.flatten(1), dim=1
+    )
     return masked_mean(difference.square().sum(1), mask, count)

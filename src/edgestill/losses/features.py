@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from edgestill.errors import UserError
-from edgestill.losses.reduce import masked_mean
+from edgestill.losses.reduce import masked_mean, wide
 
 
 def hint(
@@ -29,5 +29,5 @@ def hint(
             f"hint needs student and teacher features of one shape; {[*student.shape]} and {[*teacher.shape]} came: "
             "align them with `map: width` or `map: depth`"
         )
-    squared = (student.float() - teacher.detach().float()).square()
+    squared = (wide(student, mask) - wide(teacher.detach(), mask)).square()
     return masked_mean(squared.flatten(1).mean(1), mask, count)

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from edgestill.losses.reduce import masked_mean
+from edgestill.losses.reduce import masked_mean, wide
 
 
 def cross_entropy(
@@ -26,11 +26,12 @@ def cross_entropy(
     >>> float(cross_entropy(torch.zeros(2, 4), torch.tensor([1, -1])))  # log 4
     1.3862943649291992
     """
-    log_probabilities = functional.log_softmax(student.float(), dim=-1)
     if labels.is_floating_point():
-        target = labels.float() * (1 - smoothing) + smoothing / student.shape[-1]
+        log_probabilities = functional.log_softmax(wide(student, mask), dim=-1)
+        target = wide(labels, mask) * (1 - smoothing) + smoothing / student.shape[-1]
         return masked_mean(-(target * log_probabilities).sum(-1), mask, count)
     valid = labels >= 0 if mask is None else mask & (labels >= 0)
+    log_probabilities = functional.log_softmax(wide(student, valid), dim=-1)
     chosen = log_probabilities.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     loss = -(1 - smoothing) * chosen
     if smoothing:
@@ -61,7 +62,7 @@ def kl(
     >>> float(kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 2.0]]), temperature=4))
     0.0
     """
-    student_log = functional.log_softmax(student.float() / temperature, dim=-1)
-    teacher_log = functional.log_softmax(teacher.detach().float() / temperature, dim=-1)
+    student_log = functional.log_softmax(wide(student, mask) / temperature, dim=-1)
+    teacher_log = functional.log_softmax(wide(teacher.detach(), mask) / temperature, dim=-1)
     divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(-1)
     return temperature**2 * masked_mean(divergence, mask, count)

@@ -4,6 +4,22 @@ import torch
 from torch import Tensor
 
 
+def wide(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`tensor` in float32 (float64 stays), with zeros where `mask` is false.
+
+    What stands at a masked position may be NaN: it must reach neither the sum nor, through `0 · NaN`, the gradient.
+
+    >>> wide(torch.tensor([1.0, torch.nan]), torch.tensor([True, False]))
+    tensor([1., 0.])
+    """
+    if tensor.dtype != torch.float64:
+        tensor = tensor.float()
+    if mask is None:
+        return tensor
+    mask = mask.reshape(mask.shape + (1,) * (tensor.dim() - mask.dim()))
+    return torch.where(mask, tensor, tensor.new_zeros(()))
+
+
 def masked_mean(values: Tensor, mask: Tensor | None = None, count: Tensor | float | None = None) -> Tensor:
     """`sum(values[mask]) / count`; zero, with a gradient of zero, when nothing is valid.
 
@@ -17,8 +33,6 @@ def masked_mean(values: Tensor, mask: Tensor | None = None, count: Tensor | floa
     1.5
     """
     if mask is None:
-        return values.sum() / (values.numel() if count is None else count)
+        return values.sum() / (max(values.numel(), 1) if count is None else count)
     mask = mask.reshape(mask.shape + (1,) * (values.dim() - mask.dim())).expand_as(values)
-    # where, not multiplication: a non-finite value at a masked position must not reach the sum or its gradient
-    total = torch.where(mask, values, values.new_zeros(())).sum()
-    return total / (mask.sum().clamp(min=1) if count is None else count)
+    return wide(values, mask).sum() / (mask.sum().clamp(min=1) if count is None else count)

@@ -1,15 +1,13 @@
 """Residual networks for 32×32 images: ResNet-20 and ResNet-56 of He et al. 2015 (arXiv 1512.03385, section 4.2), and
 the ResNet-8 of MLPerf Tiny. Shapes: B batch, C channels, H height, W width. Depends on torch alone."""
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions and a shortcut: a 1×1 convolution, or (option A) every other pixel with zero channels added."""
+    """Two 3×3 convolutions and a shortcut: a 1×1 convolution, or (option A) every other pixel and zero channels."""
 
     def __init__(self, channels: int, out_channels: int, stride: int, convolve_shortcut: bool) -> None:
         super().__init__()
@@ -29,25 +27,24 @@ class Block(nn.Module):
             x = self.shortcut(x)
         elif self.added:
             half = self.added // 2
-            x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.added - half))
+            x = x[:, :, :: self.stride, :: self.stride]
+            x = functional.pad(x, (0, 0, 0, 0, half, self.added - half))
         return functional.relu(out + x)
 
 
 class ResNet(nn.Module):
-    """Three stages of `blocks` blocks, 16, 32 and 64 channels wide: [B, in_channels, H, W] -> logits [B, num_classes]."""
+    """Three stages of `blocks` blocks, 16, 32 and 64 channels wide: [B, in_channels, H, W] -> [B, num_classes]."""
 
     def __init__(self, blocks: int, num_classes: int, in_channels: int, convolve_shortcut: bool) -> None:
         super().__init__()
+
+        def stage(channels: int, width: int, stride: int) -> nn.Sequential:
+            first = Block(channels, width, stride, convolve_shortcut)
+            return nn.Sequential(first, *(Block(width, width, 1, convolve_shortcut) for _ in range(blocks - 1)))
+
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        channels = 16
-        for stage, width in enumerate((16, 32, 64), start=1):
-            parts = OrderedDict()
-            for i in range(blocks):
-                stride = 2 if stage > 1 and i == 0 else 1
-                parts[str(i)] = Block(channels, width, stride, convolve_shortcut)
-                channels = width
-            self.add_module(f"layer{stage}", nn.Sequential(parts))
+        self.layer1, self.layer2, self.layer3 = stage(16, 16, 1), stage(16, 32, 2), stage(32, 64, 2)
         self.linear = nn.Linear(64, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -56,7 +53,8 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = functional.relu(self.bn1(self.conv1(x)))
         out = self.layer3(self.layer2(self.layer1(out)))
-        return self.linear(torch.mean(out, dim=(2, 3)))
+        logits: Tensor = self.linear(torch.mean(out, dim=(2, 3)))
+        return logits
 
 
 def resnet8(num_classes: int = 10, in_channels: int = 3) -> ResNet:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from edgestill.models import Model, forward
+from edgestill.models import Model, forward, to_device
 from edgestill.signals import Signal
 from edgestill.taps import record
 from edgestill.tasks.images import Batch
@@ -15,8 +15,7 @@ class OnlineTeacher:
 
     def __init__(self, model: Model, taps: Sequence[str], device: torch.device, precision: torch.dtype) -> None:
         self.model, self.taps, self.device, self.precision = model, list(taps), device, precision
-        model.module.to(device, memory_format=torch.channels_last)
-        model.module.eval().requires_grad_(False)
+        to_device(model.module, device).eval().requires_grad_(False)
 
     def __call__(self, batch: Batch, *, taps: bool = True) -> Signal:
         inputs = batch.inputs(self.model.input, self.device)

@@ -1,0 +1,40 @@
+"""What all tests, and the examples in the docstrings of src/edgestill, share. It stands at the root to be seen by both."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+collect_ignore_glob = ["src/edgestill/recipes/*.py"]  # a user's files: run by path, in no package
+
+torch.set_num_threads(1)
+
+
+def _complete_torchvision() -> torch.library.Library | None:
+    """torchvision built for CUDA beside torch for the CPU lacks two operators, and its import fails without them;
+    timm and transformers import it. Nothing is done to a whole install, or to none."""
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+    return None
+
+
+_operators = _complete_torchvision()  # they last as long as this name
+
+
+@pytest.fixture(autouse=True)
+def _examples(doctest_namespace, monkeypatch, request):
+    """Names that the docstrings' examples use, and files of theirs in a folder of their own."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        return

@@ -33,8 +33,6 @@ def _complete_torchvision() -> torch.library.Library | None:
 _operators = _complete_torchvision()  # they last as long as this name
 
 
-@pytest.fixture(autouse=True)
-def _examples(doctest_namespace, monkeypatch, request):
-    """Names that the docstrings' examples use, and files of theirs in a folder of their own."""
-    if not isinstance(request.node, pytest.DoctestItem):
-        return
+@pytest.fixture(autouse=True, scope="session")
+def _names_in_examples(doctest_namespace):
+    doctest_namespace.update(torch=torch, nn=nn, np=np)

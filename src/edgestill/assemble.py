@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgestill.data.curriculum import draw, draw_easiest
+from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
 from edgestill.data.images import Images, hold_out, keep_labels
 from edgestill.data.sources import load_splits, resolve, splits_of
-from edgestill.errors import UserError
+from edgestill.errors import UserError, first_line
 from edgestill.evaluate.classification import accuracy, logits, predictor
 from edgestill.functions import load_function
 from edgestill.losses import SOFT_LOSSES, TERM_LOSSES, Loss
@@ -28,6 +28,7 @@ from edgestill.recipe import Student as StudentSection
 from edgestill.recipe import Teacher as TeacherSection
 from edgestill.recipe import Term as TermSection
 from edgestill.schedule import Phase, Schedule, Settings
+from edgestill.signals import Signal
 from edgestill.taps import record, stages
 from edgestill.tasks.images import Batch, Views, batch, statistics
 from edgestill.train import Options, Track
@@ -109,15 +110,18 @@ class Job:
         size = fit.batch_size if arm == TEACHER and fit is not None else train.batch_size
         views = Views(train.views.crop, train.views.flip, train.views.policy, 0.0 if arm == TEACHER else train.mixup)
         everything, labelled = np.arange(len(images.labels)), np.flatnonzero(images.labels >= 0)
+        labelled_ranks = None if ranks is None else ranks_within_class(ranks[labelled], images.labels[labelled])
 
         def batch_at(step: int, settings: Settings) -> Batch:
             phase = settings.phase
-            if phase.order == "easiest-first" and ranks is not None:
-                indices, epochs = draw_easiest(step, ranks, settings.admitted, size, seed)
+            pool = everything if phase.needs_teacher else labelled
+            pool_ranks = ranks if phase.needs_teacher else labelled_ranks
+            if phase.order == "easiest-first" and pool_ranks is not None:
+                places, epochs = draw_easiest(step, pool_ranks, settings.admitted, size, seed)
+                indices = pool[places]
             else:
-                pool = everything if phase.needs_teacher else labelled
                 indices, epochs = draw(step, pool, size, seed)
-            return batch(images, indices, epochs, views, seed)
+            return batch(images, indices, epochs, views, seed, partners=pool)
 
         return batch_at
 
@@ -172,7 +176,7 @@ def assemble(recipe: Recipe, track: Track) -> Job:
         _tapped(teacher, [term.teacher for term in terms.values()], probes[1]),
     )
     job = Job(recipe, splits, teacher, default, terms, direct, phase_terms, examples, device)
-    job.objective(STUDENT)
+    _check_losses(job.objective(STUDENT), len(splits.train.classes), examples)
     job.schedule(STUDENT)
     return job
 
@@ -184,7 +188,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"train.device: {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"train.device: {name!r} is not to be had here: {first_line(error)}") from error
     return device
 
 
@@ -249,7 +253,7 @@ def _check_classes(role: str, model: Model, classes: tuple[str, ...]) -> None:
         size = model.input
         raise UserError(
             f"the {role} {model.spec} does not take images of {size.channels}×{size.size}×{size.size}: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
     if len(shape) != 2 or shape[1] != len(classes):
         raise UserError(
@@ -301,12 +305,22 @@ def _tapped(model: Model, taps: list[str], probe: Tensor) -> dict[str, Tensor]:
     return recorded
 
 
+def _check_losses(objective: Objective, classes: int, examples: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+    """Every loss once, on the taps of zeros: one that does not take them is refused before any work."""
+    logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.long)
+    try:
+        objective(logits, labels, Signal(logits, examples[1]), examples[0], alpha=0.5)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"distill: a loss does not take the models' logits or taps: {first_line(error)}") from error
+
+
 def _loss(name: str, known: dict[str, Loss], options: dict[str, Any], where: str) -> Loss:
     loss = known[name] if name in known else load_function(name)
     taken = inspect.signature(loss).parameters
+    given = {"student", "teacher", "mask", "count"} | ({"temperature"} if known is SOFT_LOSSES else set())
     for option in options:
-        if option not in taken or option in ("student", "teacher", "mask", "count"):
-            free = [n for n in taken if n not in ("student", "teacher", "mask", "count", "temperature")]
+        if option not in taken or option in given:
+            free = [name for name in taken if name not in given]
             raise UserError(f"{where}: {name} has no option {option!r}; it has {', '.join(free) or 'none'}")
     return partial(loss, **options) if options else loss
 

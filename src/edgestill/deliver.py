@@ -16,7 +16,7 @@ from edgestill.data.images import Images
 from edgestill.evaluate.classification import accuracy, inputs, logits
 from edgestill.export.onnx import export, quantize_int8
 from edgestill.export.verify import verify
-from edgestill.models import ImageInput, Model, example
+from edgestill.models import ImageInput, Model, example, plain_logits
 from edgestill.runtimes import onnx_runtime
 from edgestill.train import Track
 from edgestill.units import parse_bytes, parse_seconds
@@ -33,7 +33,7 @@ def make_artifacts(job: Job, student: Model, out: Path, track: Track) -> dict[st
     for name in track(job.recipe.export, "exporting", len(job.recipe.export)):
         float_file = _float_file(job, out)
         if not made:
-            export(student.module, example(student.input, 1), float_file)
+            export(plain_logits(student.module), example(student.input, 1), float_file)
         if name == "onnx":
             made[name] = float_file
         else:
@@ -57,7 +57,7 @@ def describe_artifacts(
     described, answers = [], {}
     for name, path in track(made.items(), "verifying, evaluating", len(made)):
         quantized = name.endswith("int8")
-        parity = verify(path, student.module, samples, threads=threads, optimize=not quantized)
+        parity = verify(path, plain_logits(student.module), samples, threads=threads, optimize=not quantized)
         predict = onnx_runtime.load(path, threads=cpu_threads(job.recipe), optimize=not quantized)
         answers[name] = logits(predict, job.splits.test, student.input)
         described.append(
@@ -83,7 +83,7 @@ def bench_artifacts(
     interleaved: name -> what result.json holds."""
     teacher_file = out / "arms" / "teacher.onnx"
     if not teacher_file.is_file():
-        export(job.teacher.module.cpu(), example(job.teacher.input, 1), teacher_file)
+        export(plain_logits(job.teacher.module), example(job.teacher.input, 1), teacher_file)
     files = {"teacher": teacher_file, "student": _float_file(job, out)}
     files |= {name: path for name, path in made.items() if name != "onnx"}
     samples = {name: _real_inputs(job, student.input, BENCH_SAMPLES) for name in files}

@@ -11,6 +11,15 @@ class UserError(Exception):
     """
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its type where it says nothing.
+
+    >>> first_line(ValueError("too long\\nby far")), first_line(KeyError())
+    ('too long', 'KeyError')
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'alpha'?"` when a known name resembles `name`, else the empty string.
 

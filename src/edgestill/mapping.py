@@ -21,7 +21,9 @@ def layer_map(student: Sequence[str], teacher: Sequence[str], kind: Literal["dir
     [('a', '2'), ('b', '4')]
     """
     if not student or not teacher:
-        raise UserError("a layer map needs at least one student tap and one teacher tap")
+        raise UserError(
+            f"a layer map needs taps on both sides; {len(student)} student and {len(teacher)} teacher taps came: name them"
+        )
     if kind == "depth":
         if len(teacher) < len(student):
             raise UserError(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edgestill.errors import UserError, closest
+from edgestill.errors import UserError, closest, first_line
 from edgestill.functions import load_function
 
 STUDENT_FILE = "edgestill.json"
@@ -74,12 +74,14 @@ def load_model(
     elif ".py:" in spec:
         module, declared = _from_function(spec, classes, options, default)
     elif (Path(spec) / STUDENT_FILE).is_file():
-        module, declared = _from_student_folder(Path(spec), default)
+        spec, options, module, declared = _from_student_folder(Path(spec))
     else:
         raise UserError(
             f"no model {spec!r}: a model is file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a folder "
             f"with {STUDENT_FILE}"
         )
+    if default.channels not in (1, declared.channels):
+        raise UserError(f"{spec} takes images of {declared.channels} channel(s); the data has {default.channels}")
     if weights is not None:
         load_weights(module, Path(weights))
     expected = replace(
@@ -117,11 +119,14 @@ def _from_timm(
 ) -> tuple[nn.Module, ImageInput]:
     try:
         import timm
-    except ImportError:
-        raise UserError("timm: models need the package timm: pip install 'edgestill[timm]'") from None
+    except (ImportError, RuntimeError) as error:  # a torchvision that does not fit torch raises the latter
+        raise UserError(f"timm: models need timm (pip install 'edgestill[timm]'): {first_line(error)}") from error
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{closest(name, timm.list_models())}")
-    module = timm.create_model(name, **{"num_classes": classes} | options)
+    try:
+        module = timm.create_model(name, **{"num_classes": classes} | options)
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"timm:{name} cannot be made with {options}: {first_line(error)}") from error
     declared: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
     keeps_size = trained or options.get("pretrained") or declared.get("fixed_input_size")
     channels, height, _ = declared["input_size"]
@@ -136,39 +141,49 @@ def _from_timm(
 def _from_hugging_face(name: str, options: dict[str, Any], default: ImageInput) -> tuple[nn.Module, ImageInput]:
     try:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
-    except ImportError:
-        raise UserError("hf: models need the package transformers: pip install 'edgestill[transformers]'") from None
+        from transformers.utils import logging as hf_logging
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"hf: models need transformers (pip install 'edgestill[transformers]'): {first_line(error)}"
+        ) from error
+    hf_logging.disable_progress_bar()  # bars are ours to draw, and --quiet draws none
     try:
         module = AutoModelForImageClassification.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no Hugging Face image classifier {name!r}: {str(error).splitlines()[0]}") from error
-    size = getattr(module.config, "image_size", default.size)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"no Hugging Face image classifier {name!r}: {first_line(error)}") from error
+    size = getattr(module.config, "image_size", None)
     declared = replace(
         default,
         channels=getattr(module.config, "num_channels", default.channels),
-        size=size if isinstance(size, int) else size[0],
+        size=(size if isinstance(size, int) else size[0]) if size else default.size,
     )
     try:
         processor = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
     except (OSError, ValueError):  # a folder without preprocessor_config.json: the data's normalisation holds
         return module, declared
-    return module, replace(declared, mean=tuple(processor.image_mean), std=tuple(processor.image_std))
+    sides = getattr(processor, "crop_size", None) or getattr(processor, "size", None)
+    if sides and not size:
+        declared = replace(declared, size=sides.get("height") or sides.get("shortest_edge") or default.size)
+    if processor.image_mean and processor.image_std:
+        declared = replace(declared, mean=tuple(processor.image_mean), std=tuple(processor.image_std))
+    return module, declared
 
 
-def _from_student_folder(folder: Path, default: ImageInput) -> tuple[nn.Module, ImageInput]:
+def _from_student_folder(folder: Path) -> tuple[str, dict[str, Any], nn.Module, ImageInput]:
+    """Also the spec and options that it was saved with, so that it can be saved again."""
     saved = json.loads((folder / STUDENT_FILE).read_text())
     declared = ImageInput(
         **saved["input"] | {"mean": tuple(saved["input"]["mean"]), "std": tuple(saved["input"]["std"])}
     )
     spec = saved["model"]
     if spec.startswith("hf:"):
-        return _from_hugging_face(str(folder), {}, default)[0], declared
+        return f"hf:{folder}", {}, _from_hugging_face(str(folder), {}, declared)[0], declared
     if ".py:" in spec:
         spec = str(folder / spec)
     options = saved["options"] | ({} if ".py:" in spec else {"pretrained": False})
     inner = load_model(spec, classes=len(saved["classes"]), default=declared, options=options)
     load_weights(inner.module, folder / "model.safetensors")
-    return inner.module, declared
+    return spec, options, inner.module, declared
 
 
 def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
@@ -179,7 +194,11 @@ def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
     if spec.startswith("hf:"):
         model.module.save_pretrained(folder)  # type: ignore[operator]
     else:
-        state = {name: tensor.contiguous().cpu() for name, tensor in model.module.state_dict().items()}
+        # clones: safetensors refuses tensors that share memory, as tied weights do
+        state = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in model.module.state_dict().items()
+        }
         save_file(state, folder / "model.safetensors")
     if ".py:" in spec:
         path, _, function = spec.rpartition(":")
@@ -200,14 +219,16 @@ def load_weights(module: nn.Module, path: Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a readable weights file: {first_line(error)}") from error
     except Exception as error:
         raise UserError(
             f"{path} is not plain weights; only tensors are loaded, never code: save it as safetensors"
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise UserError(f"{path} holds no state dict")
     own = module.state_dict()
     if state and all(key.startswith("module.") for key in state):
@@ -240,6 +261,20 @@ def forward(module: nn.Module, inputs: Tensor) -> Tensor:
     """Logits [B, C] of a plain module or of one that returns an object with `.logits`."""
     output = module(inputs)
     return output if isinstance(output, Tensor) else output.logits
+
+
+class _LogitsOf(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return forward(self.module, inputs)
+
+
+def plain_logits(module: nn.Module) -> nn.Module:
+    """The module itself, or, for a Hugging Face model, one around it that puts out logits: what is exported."""
+    return _LogitsOf(module) if hasattr(module, "save_pretrained") else module
 
 
 def flops(model: Model) -> int:

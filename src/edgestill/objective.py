@@ -7,8 +7,9 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from edgestill.aligners import aligner_for
-from edgestill.errors import UserError
+from edgestill.errors import UserError, closest
 from edgestill.losses import CHANNEL_FREE, Loss, cross_entropy, kl
+from edgestill.losses.reduce import wide
 from edgestill.signals import Signal
 
 
@@ -109,6 +110,9 @@ class Objective(nn.Module):
         alpha = self.alpha if alpha is None else alpha
         temperature = self.temperature if temperature is None else temperature
         active = self.terms if terms is None else terms
+        for name in active:
+            if name not in self.terms:
+                raise UserError(f"the objective has no term {name!r}{closest(name, self.terms)}")
         values: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         if alpha < 1:
@@ -121,7 +125,9 @@ class Objective(nn.Module):
             weights["soft"] = alpha
         for (name, term), aligner in zip(self.terms.items(), self.aligners, strict=True):
             if name in active and signal is not None:
-                values[name] = term.loss(aligner((taps or {})[term.student]), signal.taps[term.teacher])
+                tap = _tapped(taps or {}, term.student, "student", name)
+                # aligners are float32, whatever autocast made of the tap
+                values[name] = term.loss(aligner(wide(tap)), _tapped(signal.taps, term.teacher, "teacher", name))
                 weights[name] = term.weight
         return Parts(values, weights)
 
@@ -141,3 +147,10 @@ class Objective(nn.Module):
         if getattr(term.loss, "func", term.loss) in CHANNEL_FREE:
             return nn.Identity()
         return aligner_for(student, teacher) or nn.Identity()
+
+
+def _tapped(taps: Mapping[str, Tensor], path: str, whose: str, term: str) -> Tensor:
+    if path not in taps:
+        came = ", ".join(map(repr, taps)) or "none"
+        raise UserError(f"term {term!r} needs the {whose}'s tap {path!r}; recorded: {came}")
+    return taps[path]

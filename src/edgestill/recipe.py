@@ -16,6 +16,7 @@ from edgestill.units import parse_bytes, parse_fraction, parse_seconds
 SOFT_LOSSES = ("kl",)
 TERM_LOSSES = ("hint", "attention_transfer")
 _FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
+_PERCENT = re.compile(r"%\s*$")
 
 
 def _as_value_error(parse: Callable[[Any], Any], keep_text: bool) -> Callable[[Any], Any]:
@@ -35,6 +36,10 @@ def _fraction(value: Any) -> Any:
     return _as_value_error(parse_fraction, keep_text=False)(value) if isinstance(value, str) else value
 
 
+def _share_or_split(value: Any) -> Any:
+    return _fraction(value) if isinstance(value, str) and _PERCENT.search(value) else value
+
+
 def _loss_name(names: Sequence[str]) -> Callable[[str], str]:
     def check(value: str) -> str:
         if value not in names and not _FUNCTION.fullmatch(value):
@@ -46,8 +51,8 @@ def _loss_name(names: Sequence[str]) -> Callable[[str], str]:
     return check
 
 
-Size = Annotated[str, AfterValidator(_as_value_error(parse_bytes, keep_text=True))]
-Duration = Annotated[str, AfterValidator(_as_value_error(parse_seconds, keep_text=True))]
+Size = Annotated[str, BeforeValidator(_as_value_error(parse_bytes, keep_text=True))]
+Duration = Annotated[str, BeforeValidator(_as_value_error(parse_seconds, keep_text=True))]
 Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -65,7 +70,9 @@ class Data(Section):
         None, description="Training split: parquet files, an image folder, a Hub id, file.py:function."
     )
     test: str | None = Field(None, description="Test split; read once a seed, by the final model.")
-    validation: float | str = Field(0.1, description="A split of its own, or the share held out of the training split.")
+    validation: Annotated[float | str, BeforeValidator(_share_or_split)] = Field(
+        0.1, description="A split of its own, or the share held out of the training split."
+    )
     size: Count | None = Field(None, description="Side in pixels to which images of different sizes are brought.")
     labels_per_class: Count | None = Field(
         None,
@@ -198,9 +205,7 @@ class Budget(Section):
     size: Size | None = Field(None, description="Largest file, as in 120 KB.")
     latency: Duration | None = Field(None, description="Largest median time of one sample, as in 2 ms.")
     memory: Size | None = Field(None, description="Largest peak memory over an empty model, as in 8 MB.")
-    quality: Annotated[float, BeforeValidator(_fraction)] | None = Field(
-        None, description="Smallest test quality: 0.87."
-    )
+    quality: Fraction | None = Field(None, description="Smallest test quality: 0.87.")
     runtime: Literal["onnxruntime"] = Field("onnxruntime", description="Where the limits are measured.")
     threads: Count = Field(1, description="Threads of the runtime.")
 
@@ -376,7 +381,7 @@ def _absolute(raw: Any, base: Path) -> None:
     def losses(section: Any) -> None:
         convert(section, ["loss"], _function_path)
         terms = section.get("terms") if isinstance(section, dict) else None
-        for term in terms if isinstance(terms, list) else []:
+        for term in _entries(terms):
             convert(term, ["loss"], _function_path)
 
     if not isinstance(raw, dict):
@@ -387,9 +392,13 @@ def _absolute(raw: Any, base: Path) -> None:
         convert(raw.get(role), ["model"], _model_path)
         convert(raw.get(role), ["weights"], lambda text, base: _join(base, text))
     losses(raw.get("distill"))
-    phases = raw.get("phases")
-    for phase in phases if isinstance(phases, list) else phases.values() if isinstance(phases, dict) else []:
+    for phase in _entries(raw.get("phases")):
         losses(phase)
+
+
+def _entries(items: Any) -> list[Any]:
+    """A list's entries, which --set addresses by name or position."""
+    return list(items.values()) if isinstance(items, dict) else items if isinstance(items, list) else []
 
 
 def _join(base: Path, text: str) -> str:
@@ -414,9 +423,10 @@ def _model_path(text: str, base: Path) -> str:
 
 
 def _data_path(text: str, base: Path) -> str:
-    """A Hub id (owner/name that is no path here) stays; all else is a path."""
-    looks_like_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:\w+)?", text) and not text.endswith((".parquet", ".npz"))
-    if looks_like_id and not text.startswith(".") and not _FUNCTION.fullmatch(text) and not _exists(base / text):
+    """A Hub id (owner/name, and no folder of the owner's name here) stays; all else but a share is a path."""
+    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", text) and not text.endswith((".parquet", ".npz"))
+    is_id = looks_like_id and not text.startswith(".") and not _FUNCTION.fullmatch(text)
+    if _PERCENT.search(text) or (is_id and not _exists(base / text.split("/")[0])):
         return text
     return _join(base, text)
 
@@ -434,6 +444,8 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> str:
         message = f"{where} is required"
     else:
         said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "model_type":  # pydantic names its classes
+            said = "needs keys of its own"
         came = (
             ""
             if first["type"] == "value_error" or isinstance(first["input"], dict)

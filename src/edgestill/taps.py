@@ -28,7 +28,7 @@ def record(model: nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Tensor]
     try:
         for path in paths:
             if not path or path not in modules:
-                raise UserError(f"no tap {path!r} in {type(model).__name__}{closest(path, modules)}")
+                raise UserError(f"no tap {path!r} in {type(model).__name__}{closest(path, filter(None, modules))}")
             handles.append(modules[path].register_forward_hook(_recorder(taps, path)))
         yield taps
     finally:
@@ -53,9 +53,25 @@ def stages(model: nn.Module, example: Tensor) -> list[str]:
     >>> stages(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2)), torch.zeros(1, 3, 8, 8))
     ['1', '2']
     """
-    children = [name for name, _ in model.named_children()]
-    with record(model, children) as taps, torch.no_grad():
-        model(example)
-    maps = {name: taps[name].shape for name in children if name in taps and taps[name].dim() == 4}
-    ends = {shape[2:]: name for name, shape in maps.items() if shape[2:].numel() > 1}
-    return list(ends.values())
+    shapes: dict[str, torch.Size] = {}
+
+    def note(name: str, output: object) -> None:
+        if isinstance(output, Tensor):
+            shapes[name] = output.shape
+
+    children = dict(model.named_children())
+    training = [module for module in model.modules() if module.training]
+    handles = [
+        child.register_forward_hook(lambda _module, _inputs, output, name=name: note(name, output))
+        for name, child in children.items()
+    ]
+    try:
+        with torch.no_grad():
+            model.eval()(example)  # in training mode, a batch norm would take the example in
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+    maps = [(name, shapes[name]) for name in children if len(shapes.get(name, ())) == 4]
+    return list({shape[2:]: name for name, shape in maps if shape[2:].numel() > 1}.values())

@@ -1,6 +1,7 @@
 """Quantities written with their unit ("120 KB", "2 ms", "85 %") as numbers in base units, and back."""
 
 import re
+from math import inf
 
 from edgestill.errors import UserError, closest
 
@@ -22,7 +23,10 @@ def _parse(text: str | int | float, units: dict[str, float] | dict[str, int], ki
     if unit not in units:
         hint = closest(unit, units) if unit else ""
         raise UserError(f"{kind} needs one of the units {', '.join(units)}, as in {example!r}; {text!r} came{hint}")
-    return float(number) * units[unit]
+    value = float(number) * units[unit]
+    if not 0 <= value < inf:
+        raise UserError(f"{kind} must be a finite number of at least 0; {text!r} came")
+    return value
 
 
 def parse_bytes(text: str | int | float) -> int:
@@ -61,13 +65,13 @@ def format_bytes(count: float) -> str:
     """Bytes for people, in 1000s: 318144 -> "318 KB"."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if abs(count) >= size:
-            return f"{count / size:.3g} {unit}" if count / size < 1000 else f"{count / size:.0f} {unit}"
+            return f"{count / size:.3g} {unit}" if count / size < 999.5 else f"{count / size:.0f} {unit}"
     return f"{count:.0f} B"
 
 
 def format_seconds(seconds: float) -> str:
     """A duration for people: 0.00027 -> "0.27 ms", 95 -> "95 s", 4000 -> "1 h 7 min"."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1e3:.3g} ms"
     if seconds < 120:
         return f"{seconds:.3g} s"

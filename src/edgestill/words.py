@@ -70,14 +70,17 @@ def comparison(results: dict[str, Result]) -> str:
 def _artifact(artifact: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     p50 = artifact["latency_ms"]["p50"]
     threads = f"{artifact['threads']} thread{'s' * (artifact['threads'] > 1)}"
-    smaller, faster = teacher["bytes"] / artifact["bytes"], teacher["latency_ms"]["p50"] / p50
     return [
         f"file     {artifact['path']}: {percent(artifact['quality'])} accuracy ({artifact['quality_measured']}), "
         f"agrees with the student on {percent(artifact['agreement'])}",
-        f"small    {format_bytes(artifact['bytes'])}, {smaller:.1f} times smaller than the teacher's file",
+        f"small    {format_bytes(artifact['bytes'])}, {_times(teacher['bytes'] / artifact['bytes'], 'smaller', 'larger')} than the teacher's file",
         f"fast     {format_seconds(p50 / 1e3)} a sample (p50, {threads} of {artifact['runtime']}), "
-        f"{faster:.1f} times faster than the teacher",
+        f"{_times(teacher['latency_ms']['p50'] / p50, 'faster', 'slower')} than the teacher",
     ]
+
+
+def _times(ratio: float, better: str, worse: str) -> str:
+    return f"{ratio:.1f} times {better}" if ratio >= 1 else f"{1 / ratio:.1f} times {worse}"
 
 
 def _budget(budget: dict[str, Any]) -> list[str]:

@@ -56,7 +56,7 @@ def bench(
 
     Raises UserError for a file that cannot be opened or refuses its inputs.
 
-    >>> bench({"student": "student.onnx"}, {"student": images[:100]}, threads=1)["student"].p50
+    >>> bench({"student": "student.onnx"}, {"student": images[:100]}, threads=1)["student"].p50  # doctest: +SKIP
     0.00014
     """
     missing = sorted(name for name in artifacts if not len(inputs.get(name, ())))

@@ -31,7 +31,7 @@ def logits(
     images: Images,
     expected: ImageInput,
     *,
-    batch_size: int = 250,
+    batch_size: int = 64,
     track: Callable[[Iterable[int], str, int], Iterable[int]] = lambda items, *_: items,
     description: str = "",
 ) -> NDArray[np.float32]:

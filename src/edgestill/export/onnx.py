@@ -30,7 +30,7 @@ def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
     The file's input is `input`, its output `logits`; weights lie inside, and no names of the exporting machine.
     The module is left as it was, its training mode included. An interrupted export leaves no file.
 
-    >>> export(student, torch.zeros(1, 3, 32, 32), "student.onnx")
+    >>> export(student, torch.zeros(1, 3, 32, 32), "student.onnx")  # doctest: +SKIP
     """
     plain = copy.deepcopy(module).to("cpu", torch.float32).eval()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -61,7 +61,7 @@ def quantize_int8(path: str | Path, calibration: np.ndarray, output: str | Path)
 
     Raises UserError when `calibration` is empty or has a value that is not finite.
 
-    >>> quantize_int8("student.onnx", images[:300], "student-int8.onnx")
+    >>> quantize_int8("student.onnx", images[:300], "student-int8.onnx")  # doctest: +SKIP
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static

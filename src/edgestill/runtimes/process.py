@@ -30,7 +30,7 @@ class RuntimeProcess:
     Raises UserError for an artifact that the runtime refuses, or that refuses its inputs; RuntimeError for a process
     that ends unasked.
 
-    >>> with RuntimeProcess("student.onnx") as process:
+    >>> with RuntimeProcess("student.onnx") as process:  # doctest: +SKIP
     ...     process.ask(memory=True)
     {'peak_bytes': 41943040}
     """

@@ -39,13 +39,24 @@ class Batch:
         return prepare(self.pixels.to(device, non_blocking=True), expected)
 
 
-def batch(images: Images, indices: NDArray[np.int64], epochs: NDArray[np.int64], views: Views, seed: int) -> Batch:
-    """The views of `indices` [B] in `epochs` [B]: a pure function of (seed, epoch, index) row by row."""
+def batch(
+    images: Images,
+    indices: NDArray[np.int64],
+    epochs: NDArray[np.int64],
+    views: Views,
+    seed: int,
+    partners: NDArray[np.int64] | None = None,
+) -> Batch:
+    """The views of `indices` [B] in `epochs` [B]: a pure function of (seed, epoch, index) row by row.
+
+    Mixup draws from `partners`, all samples unless given.
+    """
     pixels = _view(images, indices, epochs, views, seed)
     labels = torch.from_numpy(images.labels[indices])
     if not views.mixup:
         return Batch(torch.from_numpy(pixels), labels, indices)
-    return _mix(images, indices, epochs, views, seed, pixels)
+    pool = np.arange(len(images.labels)) if partners is None else partners
+    return _mix(images, indices, epochs, views, seed, pixels, pool)
 
 
 def _view(
@@ -63,12 +74,13 @@ def _mix(
     views: Views,
     seed: int,
     pixels: NDArray[np.uint8],
+    pool: NDArray[np.int64],
 ) -> Batch:
     """Mixup (Zhang et al. 2018, arXiv 1710.09412): partner and share are drawn from (seed, epoch, index)."""
     from scipy.stats import beta
 
     draws = uniform(seed, epochs, indices, 2, stream=_MIXUP)
-    partners = (draws[:, 0] * len(images.labels)).astype(np.int64)
+    partners = pool[(draws[:, 0] * len(pool)).astype(np.int64)]
     share = torch.from_numpy(beta.ppf(draws[:, 1], views.mixup, views.mixup).astype(np.float32))
     others = torch.from_numpy(_view(images, partners, epochs, views, seed))
     weight = share[:, None, None, None]
@@ -83,8 +95,8 @@ def _mix(
 def prepare(pixels: Tensor, expected: ImageInput) -> Tensor:
     """Pixels 0…255 [B, H, W, C] as the model expects them: float32 [B, C', size, size], channels-last in memory."""
     mean, std = (torch.tensor(values, device=pixels.device) for values in (expected.mean, expected.std))
-    images = (pixels - 255 * mean) / (255 * std)  # one grey channel spreads over three
-    images = images.permute(0, 3, 1, 2)
+    images = (pixels - 255 * mean) / (255 * std)
+    images = images.permute(0, 3, 1, 2).expand(-1, expected.channels, -1, -1)  # one grey channel spreads over three
     if images.shape[2:] != (expected.size, expected.size):
         images = functional.interpolate(images, (expected.size, expected.size), mode="bilinear", antialias=True)
     return images.contiguous(memory_format=torch.channels_last)

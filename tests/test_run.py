@@ -1,0 +1,275 @@
+"""The main job on real digits: recipe in, measured artifacts out. One full run of the built-in recipe serves them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from edgestill import progress
+from edgestill import run as job
+from edgestill.assemble import assemble
+from edgestill.cli import main
+from edgestill.errors import UserError
+from edgestill.recipe import load_recipe
+from edgestill.runtimes import onnx_runtime
+from edgestill.tasks.images import prepare
+from edgestill.words import summary
+
+SMALL = ["train.epochs=2", "compare.seeds=1", "teacher.fit.epochs=4"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    job.run(load_recipe("digits"), out, track=progress.silent)
+    return out
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "small"
+    job.run(load_recipe("digits", SMALL), out, track=progress.silent)
+    return out
+
+
+def result_of(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
+def test_the_student_learns_more_with_the_teacher_than_without(digits):
+    arms = result_of(digits)["arms"]
+    low, high = arms["student"]["difference"]["interval"]
+    assert 0 < low < arms["student"]["difference"]["mean"] < high
+    assert arms["student"]["mean"] > arms["baseline"]["mean"] + 0.02
+    assert arms["student"]["retained"] > 0.9
+
+
+def test_the_result_holds_what_the_contract_says(digits):
+    result = result_of(digits)
+    assert result["status"] == "done"
+    assert result["metric"] == {"name": "accuracy", "higher_is_better": True, "chance": 0.1}
+    for role in ("teacher", "student"):
+        assert {"parameters", "flops", "bytes", "latency_ms"} <= result[role].keys()
+    assert [entry["seed"] for entry in result["arms"]["student"]["seeds"]] == [0, 1, 2]
+    assert [artifact["name"] for artifact in result["artifacts"]] == ["onnx", "onnx-int8"]
+    for artifact in result["artifacts"]:
+        latency = artifact["latency_ms"]
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+        assert artifact["bytes"] == (digits / artifact["path"]).stat().st_size
+        assert artifact["samples"] >= 1000
+    assert result["artifacts"][0]["agreement"] == 1.0
+    assert [phase["name"] for phase in result["phases"]] == ["warmup", "distill", "finetune"]
+    shares = np.array([phase["steps"] for phase in result["phases"]]) / sum(p["steps"] for p in result["phases"])
+    np.testing.assert_allclose(shares, [0.2, 0.6, 0.2], atol=0.01)
+    assert set(result["seconds"]) == {"teacher", "baseline", "student", "export", "bench"}
+    assert set(result["budget"]) == {"met", "artifact", "size", "latency", "quality"}
+
+
+def test_every_quality_is_that_of_the_file_or_model_that_was_written(digits):
+    """Each artifact, opened afresh by its runtime alone, scores what result.json says; so do the saved predictions."""
+    parts = assemble(load_recipe(digits / "recipe.yaml"), progress.silent)
+    test = parts.splits.test
+    student = json.loads((digits / "student" / "edgestill.json").read_text())["input"]
+    expected = parts.student(0).input
+    assert tuple(student["mean"]) == expected.mean
+    inputs = prepare(torch.from_numpy(np.asarray(test.pixels[np.arange(len(test))])), expected).numpy()
+    with np.load(digits / "predictions.npz") as saved:
+        predictions = {name: saved[name] for name in saved.files}
+    np.testing.assert_array_equal(predictions["labels"], test.labels)
+    for artifact in result_of(digits)["artifacts"]:
+        predict = onnx_runtime.load(digits / artifact["path"], optimize="off" not in artifact["quality_measured"])
+        right = predict(np.ascontiguousarray(inputs)).argmax(1) == test.labels
+        assert right.mean() == artifact["quality"]
+        assert (predictions[artifact["name"]].argmax(1) == test.labels).mean() == artifact["quality"]
+    seed = result_of(digits)["student"]["seed"]
+    shown = result_of(digits)["arms"]["student"]["seeds"][seed]["quality"]
+    assert (predictions["student"].argmax(1) == test.labels).mean() == shown
+
+
+def test_the_kept_student_is_that_of_the_seed_best_on_validation(digits):
+    result = result_of(digits)
+    best = max(result["arms"]["student"]["seeds"], key=lambda entry: entry["validation"])
+    assert result["student"]["seed"] == best["seed"]
+
+
+def test_the_student_folder_loads_without_edgestill(digits):
+    code = """
+import sys, json
+sys.modules["edgestill"] = None
+from model import student
+from safetensors.torch import load_file
+module = student(num_classes=10, in_channels=1)
+module.load_state_dict(load_file("model.safetensors"))
+print(sum(p.numel() for p in module.parameters()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=digits / "student", capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == result_of(digits)["student"]["parameters"]
+    card = (digits / "student" / "README.md").read_text()
+    assert all(line in card for line in summary(result_of(digits)))
+    assert "Licences" in card
+
+
+def test_the_resolved_recipe_replays_the_run_to_the_same_numbers(small, tmp_path):
+    job.run(load_recipe(small / "recipe.yaml"), tmp_path / "again", track=progress.silent, deliver_files=False)
+    first, second = result_of(small), result_of(tmp_path / "again")
+    assert first["arms"] == second["arms"]
+    for name in ("model.safetensors", "edgestill.json"):
+        assert (small / "student" / name).read_bytes() == (tmp_path / "again" / "student" / name).read_bytes()
+
+
+def test_the_baseline_learns_nothing_from_the_teacher(small, tmp_path):
+    """Another teacher, another temperature, another alpha: the baseline's bits stay."""
+    changed = ["teacher.fit.epochs=6", "distill.alpha=0.5", "distill.temperature=2"]
+    job.run(load_recipe("digits", SMALL + changed), tmp_path / "run", track=progress.silent, deliver_files=False)
+    assert result_of(small)["arms"]["baseline"] == result_of(tmp_path / "run")["arms"]["baseline"]
+    assert result_of(small)["arms"]["student"] != result_of(tmp_path / "run")["arms"]["student"]
+
+
+def test_both_arms_start_from_the_same_weights():
+    parts = assemble(load_recipe("digits", SMALL), progress.silent)
+    first, second = (parts.student(3).module.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_baseline_draws_labelled_samples_only_and_the_student_all():
+    parts = assemble(load_recipe("digits", SMALL), progress.silent)
+    ranks = np.linspace(0, 1, len(parts.splits.train), endpoint=False)
+    seen = {}
+    for arm in ("baseline", "student"):
+        schedule, batch_at = parts.schedule(arm), parts.batches(arm, 0, ranks)
+        batches = [batch_at(step, schedule.at(step)) for step in range(schedule.steps)]
+        seen[arm] = torch.cat([batch.labels for batch in batches])
+    assert (seen["baseline"] >= 0).all()
+    assert (seen["student"] < 0).any()
+    assert len(seen["baseline"]) == len(seen["student"])
+
+
+def test_resuming_a_finished_run_trains_nothing_and_keeps_its_numbers(small, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(small, copied)
+    before, lines = result_of(copied), (copied / "metrics.jsonl").read_text()
+    job.run(load_recipe("digits", SMALL), copied, resume=True, track=progress.silent, deliver_files=False)
+    assert result_of(copied)["arms"] == before["arms"]
+    steps = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == len(lines.splitlines())
+
+
+def test_an_interrupted_run_says_so_and_goes_on(tmp_path):
+    def stop_in_student(items, description, total):
+        for count, item in enumerate(items):
+            if description == "student seed 0" and count == 20:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        job.run(load_recipe("digits", SMALL), tmp_path / "cut", track=stop_in_student, deliver_files=False)
+    assert result_of(tmp_path / "cut")["status"] == "interrupted"
+    job.run(load_recipe("digits", SMALL), tmp_path / "cut", resume=True, track=progress.silent, deliver_files=False)
+    job.run(load_recipe("digits", SMALL), tmp_path / "whole", track=progress.silent, deliver_files=False)
+    assert result_of(tmp_path / "cut")["arms"] == result_of(tmp_path / "whole")["arms"]
+    assert result_of(tmp_path / "cut")["status"] == "done"
+
+
+def test_a_teacher_no_better_than_guessing_stops_the_run_with_a_hint(small, tmp_path):
+    overrides = [f"teacher.model={small / 'teacher'}", "teacher.fit=null", "teacher.input.mean=[60.0]"]
+    with pytest.raises(UserError, match=r"no better than guessing: .* normalisation"):
+        job.run(load_recipe("digits", SMALL + overrides), tmp_path / "run", track=progress.silent)
+    assert result_of(tmp_path / "run")["status"] == "failed"
+
+
+def test_a_saved_student_serves_as_teacher(small, tmp_path):
+    overrides = [f"teacher.model={small / 'teacher'}", "teacher.fit=null"]
+    result = job.run(
+        load_recipe("digits", SMALL + overrides), tmp_path / "run", track=progress.silent, deliver_files=False
+    )
+    assert result["teacher"]["quality"] == result_of(small)["teacher"]["quality"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["distill.terms=[{loss: attention_transfer, map: depth, weight: 10}]"],
+        ["distill.terms=[{loss: hint, student: [stage1, stage3], teacher: [stage1, stage3], map: width, weight: 0.1}]"],
+        ["train.ema=0.99", "train.label_smoothing=0.1", "train.mixup=0.2", "train.tracker=tensorboard"],
+        ["train.precision=bf16", "train.optimizer=adamw", "train.lr=1e-2", "train.views.policy=strong"],
+        ["compare.baseline=false", "export=[onnx-int8]", "budget={}"],
+        ["phases=[{name: all, share: 1}]", "student.input.size=12", "train.keep=best"],
+    ],
+    ids=[
+        "attention",
+        "hints",
+        "ema-mixup-tensorboard",
+        "bf16-adamw-strong",
+        "no-baseline-int8-only",
+        "other-size-best",
+    ],
+)
+def test_every_way_of_training_runs(tmp_path, overrides):
+    whole = any(override.startswith(("export", "student.input")) for override in overrides)
+    recipe = load_recipe("digits", [*SMALL, *overrides])
+    result = job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=whole)
+    assert result["status"] == "done"
+    assert result["arms"]["student"]["mean"] > 0.3
+    assert not whole or [artifact["name"] for artifact in result["artifacts"]] == list(recipe.export)
+    keys = torch.load(tmp_path / "run" / "arms" / "student" / "0" / "final.pt", weights_only=True)["student"].keys()
+    plain = assemble(load_recipe(tmp_path / "run" / "recipe.yaml"), progress.silent).student(0)
+    assert list(keys) == list(plain.module.state_dict())
+    if "train.tracker=tensorboard" in overrides:
+        assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_loss_of_the_users_own_works_from_the_recipe(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from edgestill import losses\n\n"
+        "def softened(student, teacher, *, temperature, share=1.0):\n"
+        "    return share * losses.kl(student, teacher, temperature=temperature)\n"
+    )
+    overrides = [*SMALL, f"distill.loss={tmp_path / 'mine.py'}:softened", "distill.options={share: 0.5}"]
+    own = job.run(load_recipe("digits", overrides), tmp_path / "own", track=progress.silent, deliver_files=False)
+    assert own["arms"]["student"]["mean"] > 0.3
+    with pytest.raises(UserError, match=r"no option 'shore'; it has share"):
+        assemble(load_recipe("digits", [*overrides, "distill.options={shore: 0.5}"]), progress.silent)
+
+
+def test_the_steps_behind_the_trainings_run_alone(small, tmp_path, capsys):
+    copied = tmp_path / "run"
+    shutil.copytree(small, copied)
+    before = result_of(copied)
+    (copied / "report.html").unlink()
+    shutil.rmtree(copied / "exports")
+    assert main(["bench", str(copied), "--quiet"]) == 2
+    assert "edgestill export" in capsys.readouterr().err
+    for verb in ("export", "evaluate", "bench"):
+        assert main([verb, str(copied), "--quiet", "--json"]) in (0, 3)
+        said = json.loads(capsys.readouterr().out)
+        assert [a["quality"] for a in said["artifacts"]] == [a["quality"] for a in before["artifacts"]]
+    assert main(["report", str(copied)]) == 0
+    assert (copied / "report.html").is_file()
+    capsys.readouterr()
+    assert main(["compare", str(small), str(copied)]) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()) == 3
+
+
+def test_a_missed_budget_is_exit_code_3_and_the_verdict_names_the_limit(tmp_path, capsys):
+    arguments = ["run", "digits", "--quiet", "--out", str(tmp_path / "run"), "--set", "budget.size=1 KB"]
+    arguments += [part for override in SMALL for part in ("--set", override)]
+    assert main(arguments) == 3
+    assert "MISSED" in capsys.readouterr().out
+    budget = result_of(tmp_path / "run")["budget"]
+    assert not budget["met"]
+    assert not budget["size"]["met"]
+    assert budget["size"]["limit"] == 1000
+
+
+def test_the_recipe_in_the_run_folder_is_resolved(small):
+    recipe = yaml.safe_load((small / "recipe.yaml").read_text())
+    assert Path(recipe["student"]["model"].rpartition(":")[0]).is_absolute()
+    assert recipe["train"]["epochs"] == 2.0

@@ -1,4 +1,4 @@
-"""What all tests, and the examples in the docstrings of src/edgestill, share. It stands at the root to be seen by both."""
+"""What all tests and the examples in the docstrings of src/edgestill share: at the root, to be seen by both."""
 
 import importlib.util
 import sys

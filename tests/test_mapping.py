@@ -1,5 +1,7 @@
 """Layer maps: which student tap learns from which teacher tap."""
 
+from itertools import pairwise
+
 import pytest
 
 from edgestill.errors import UserError
@@ -35,7 +37,7 @@ def test_depth_gives_every_student_tap_a_later_teacher_tap_and_the_last_the_last
             assert [name for name, _ in pairs] == student(few)
             assert places == sorted(set(places))
             assert places[-1] == many
-            gaps = [later - earlier for earlier, later in zip([0, *places], places, strict=False)]
+            gaps = [later - earlier for earlier, later in pairwise([0, *places])]
             assert max(gaps) - min(gaps) <= 1
 
 
@@ -53,5 +55,5 @@ def test_depth_refuses_a_teacher_with_fewer_taps():
 @pytest.mark.parametrize("kind", ["direct", "width", "depth"])
 def test_no_taps_are_refused(kind):
     for pair in (([], teacher(1)), (student(1), []), ([], [])):
-        with pytest.raises(UserError, match=rf"{len(pair[0])} student and {len(pair[1])} teacher taps came: name them"):
+        with pytest.raises(UserError, match=rf"{len(pair[0])} student and {len(pair[1])} teacher taps came"):
             layer_map(*pair, kind)

@@ -22,7 +22,7 @@ def test_two_seeds_suffice_and_give_the_wide_interval_they_deserve():
 
 
 def test_seeds_are_paired():
-    """Seeds that move both arms alike leave no doubt about their difference; a student below its baseline is negative."""
+    """Seeds that move both arms alike leave no doubt about their difference, which is negative here."""
     student, baseline = [0.1, 0.5, 0.9], [0.2, 0.6, 1.0]
     difference = over_seeds(student, baseline)
     assert difference.mean == pytest.approx(-0.1)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import FrozenInstanceError
+from itertools import pairwise
 
 import pytest
 
@@ -48,6 +49,7 @@ def test_shares_that_only_rounding_keeps_from_one_leave_no_step_over():
     phases = tuple(phase(f"p{i}", 0.1) for i in range(10))
     assert sum(part.share for part in phases) != 1
     assert list(steps_by_phase(Schedule(phases, 1000)).values()) == [100] * 10
+    assert Schedule((phase("a", 0.5), phase("b", 0.4999992)), 10**7).starts() == [0, 5 * 10**6, 10**7]
 
 
 def test_fewer_steps_than_phases_are_refused():
@@ -112,7 +114,7 @@ def test_the_shape_runs_over_all_steps_whatever_the_phases():
 def test_an_easiest_first_phase_admits_ever_more_in_equal_steps_up_to_all():
     schedule = Schedule(THREE, steps=100)
     admitted = [schedule.at(step).admitted for step in range(20)]
-    gains = [later - earlier for earlier, later in zip(admitted, admitted[1:], strict=False)]
+    gains = [later - earlier for earlier, later in pairwise(admitted)]
     assert admitted[0] == FIRST_ADMITTED
     assert gains == pytest.approx([(1 - FIRST_ADMITTED) / 20] * 19)
     assert admitted[-1] + gains[0] == pytest.approx(1)

@@ -12,7 +12,7 @@ from edgestill.errors import UserError
 from edgestill.functions import load_function
 from edgestill.taps import record, stages
 
-RESNETS = Path(edgestill.__file__).parent / "recipes" / "resnet_cifar.py"
+RECIPES = Path(edgestill.__file__).parent / "recipes"
 
 
 class InPlace(nn.Module):
@@ -36,7 +36,7 @@ def hooks(model: nn.Module) -> int:
 
 
 def resnet(name: str) -> nn.Module:
-    return load_function(f"{RESNETS}:{name}")()
+    return load_function(f"{RECIPES}/resnet_cifar.py:{name}")()
 
 
 @pytest.mark.parametrize("operation", ["nn.ReLU", "relu_", "add_"])
@@ -144,6 +144,11 @@ def test_an_output_that_is_no_tensor_is_refused():
 @pytest.mark.parametrize("name", ["resnet8", "resnet56"])
 def test_the_stages_of_a_residual_network_are_its_layers(name):
     assert stages(resnet(name), torch.zeros(1, 3, 32, 32)) == ["layer1", "layer2", "layer3"]
+
+
+def test_a_pooled_map_of_one_pixel_is_no_stage():
+    digits = load_function(f"{RECIPES}/digits.py:student")()
+    assert stages(digits, torch.zeros(1, 1, 8, 8)) == ["stage1", "stage2", "stage3"]
 
 
 def test_stages_leave_the_model_as_it_was():

@@ -40,7 +40,7 @@ def test_shares(text, share):
 
 @pytest.mark.parametrize("text", ["120", 120, 1.5, "", "KB", "one KB", "1 2 KB", "1,5 KB", None, True, "-", "nan KB"])
 def test_a_size_without_number_and_unit_is_refused(text):
-    with pytest.raises(UserError, match="a size needs .*120 KB"):
+    with pytest.raises(UserError, match=r"a size needs .*120 KB"):
         parse_bytes(text)
 
 
@@ -62,7 +62,7 @@ def test_a_size_below_zero_or_beyond_all_is_refused(text):
         parse_bytes(text)
 
 
-@pytest.mark.parametrize("text", ["half", "85 KB", "%", "-3 %", True])
+@pytest.mark.parametrize("text", ["half", "85 KB", "%", "-3 %"])
 def test_a_share_that_is_none_is_refused(text):
     with pytest.raises(UserError, match="a share"):
         parse_fraction(text)

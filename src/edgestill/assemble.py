@@ -1,5 +1,6 @@
 """Recipe -> parts. The only place that unpacks a Recipe: everything behind it takes plain values."""
 
+import importlib.util
 import inspect
 import os
 from collections.abc import Callable
@@ -158,6 +159,9 @@ def assemble(recipe: Recipe, track: Track) -> Job:
     """
     device = _device(recipe.train.device)
     _check_files(recipe)
+    tracker = recipe.train.tracker
+    if tracker is not None and importlib.util.find_spec(tracker) is None:
+        raise UserError(f"train.tracker: {tracker} is not installed: pip install 'edgestill[{tracker}]'")
     splits = _splits(recipe, track)
     first = splits.train.pixels[np.arange(1)]
     mean, std = statistics(splits.train)

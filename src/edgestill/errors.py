@@ -26,5 +26,7 @@ def closest(name: str, known: Iterable[str]) -> str:
     >>> closest("aplha", ["alpha", "temperature"])
     "; did you mean 'alpha'?"
     """
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    names = list(known)
+    matches = [other for other in names if other.lower() == name.lower()]
+    matches = matches or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

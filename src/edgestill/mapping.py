@@ -22,7 +22,7 @@ def layer_map(student: Sequence[str], teacher: Sequence[str], kind: Literal["dir
     """
     if not student or not teacher:
         raise UserError(
-            f"a layer map needs taps on both sides; {len(student)} student and {len(teacher)} teacher taps came: name them"
+            f"a layer map needs taps on both sides; {len(student)} student and {len(teacher)} teacher taps came"
         )
     if kind == "depth":
         if len(teacher) < len(student):

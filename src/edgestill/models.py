@@ -146,7 +146,7 @@ def _from_hugging_face(name: str, options: dict[str, Any], default: ImageInput) 
         raise UserError(
             f"hf: models need transformers (pip install 'edgestill[transformers]'): {first_line(error)}"
         ) from error
-    hf_logging.disable_progress_bar()  # bars are ours to draw, and --quiet draws none
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # bars are ours to draw, and --quiet draws none
     try:
         module = AutoModelForImageClassification.from_pretrained(name, **options)
     except (OSError, ValueError, TypeError) as error:
@@ -171,17 +171,18 @@ def _from_hugging_face(name: str, options: dict[str, Any], default: ImageInput) 
 
 def _from_student_folder(folder: Path) -> tuple[str, dict[str, Any], nn.Module, ImageInput]:
     """Also the spec and options that it was saved with, so that it can be saved again."""
-    saved = json.loads((folder / STUDENT_FILE).read_text())
-    declared = ImageInput(
-        **saved["input"] | {"mean": tuple(saved["input"]["mean"]), "std": tuple(saved["input"]["std"])}
-    )
-    spec = saved["model"]
+    try:
+        saved = json.loads((folder / STUDENT_FILE).read_text())
+        spec, options, classes, expected = (saved[key] for key in ("model", "options", "classes", "input"))
+        declared = ImageInput(**expected | {name: tuple(expected[name]) for name in ("mean", "std")})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / STUDENT_FILE} does not describe a student: {first_line(error)}") from error
     if spec.startswith("hf:"):
         return f"hf:{folder}", {}, _from_hugging_face(str(folder), {}, declared)[0], declared
     if ".py:" in spec:
         spec = str(folder / spec)
-    options = saved["options"] | ({} if ".py:" in spec else {"pretrained": False})
-    inner = load_model(spec, classes=len(saved["classes"]), default=declared, options=options)
+    options = options | ({} if ".py:" in spec else {"pretrained": False})
+    inner = load_model(spec, classes=len(classes), default=declared, options=options)
     load_weights(inner.module, folder / "model.safetensors")
     return spec, options, inner.module, declared
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -72,31 +72,19 @@ def train(
         track: wraps the steps in a progress bar.
         resume: go on from `last.pt` where there is one.
     """
-    started = perf_counter()
     device = torch.device(options.device)
     module = to_device(student.module, device)
     objective.to(device)
-    optimizer = _optimizer([*module.parameters(), *objective.parameters()], options)
-    average = copy.deepcopy(module).requires_grad_(False) if options.ema else None
-    trained = Trained(validation=float("nan"))
-    first, best = 0, float("-inf")
-
-    saved = checkpoint.load(folder / "last.pt") if resume else None
-    if saved is not None:
-        module.load_state_dict(saved["student"])
-        objective.load_state_dict(saved["objective"])
-        optimizer.load_state_dict(saved["optimizer"])
-        if average is not None:
-            average.load_state_dict(saved["average"])
-        torch.set_rng_state(saved["random"])
-        first, best, trained = saved["step"], saved["best"], Trained(**saved["trained"])
-
-    meter = Meter()
+    state = State(module, objective, _optimizer([*module.parameters(), *objective.parameters()], options), options.ema)
+    if resume and (saved := checkpoint.load(folder / "last.pt")):
+        state.restore(saved)
+    trained, meter, started = state.trained, Meter(), perf_counter()
     module.train()
     objective.train()
-    for step in track(range(first, schedule.steps), "", schedule.steps):
+
+    for step in track(range(state.step, schedule.steps), "", schedule.steps):
         settings = schedule.at(step)
-        for group in optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = settings.lr
         batch = batch_at(step, settings)
 
@@ -115,47 +103,76 @@ def train(
             terms=settings.terms,
             mask=None if batch.mask is None else batch.mask.to(device),
         )
-        optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=True)
         parts.loss.backward()
-        optimizer.step()
-        if average is not None:
-            _average(average, module, min(options.ema, (1 + step) / (10 + step)))
+        state.optimizer.step()
+        state.stepped(settings.phase.name, len(batch.indices))
 
-        name = settings.phase.name
-        trained.steps[name] = trained.steps.get(name, 0) + 1
-        trained.examples[name] = trained.examples.get(name, 0) + len(batch.indices)
         meter.add(parts, len(batch.indices))
-        done = step + 1
-        if done % options.log_every == 0 or done == schedule.steps or schedule.at(done).phase is not settings.phase:
-            log({"step": done, "phase": name, **meter.read(step), **_readable(settings)})
+        last = state.step == schedule.steps
+        if last or state.step % options.log_every == 0 or schedule.at(state.step).phase is not settings.phase:
+            log({"step": state.step, "phase": settings.phase.name, **meter.read(step), **_readable(settings)})
 
-        if done % options.validate_every == 0 or done == schedule.steps:
-            trained.validation = validate(average or module)
-            log({"step": done, "phase": name, "validation": trained.validation})
+        if last or state.step % options.validate_every == 0:
+            trained.validation = validate(state.current)
+            log({"step": state.step, "phase": settings.phase.name, "validation": trained.validation})
             module.train()
-            if trained.validation > best:
-                best = trained.validation
-                checkpoint.save({"student": (average or module).state_dict(), "step": done}, folder / "best.pt")
-            trained.seconds += perf_counter() - started
-            started = perf_counter()
-            state = {
-                "student": module.state_dict(),
-                "objective": objective.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average.state_dict() if average is not None else None,
-                "random": torch.get_rng_state(),
-                "step": done,
-                "best": best,
-                "trained": vars(trained),
-            }
-            checkpoint.save(state, folder / "last.pt")
+            if trained.validation > state.best:
+                state.best = trained.validation
+                checkpoint.save({"student": state.current.state_dict(), "step": state.step}, folder / "best.pt")
+            trained.seconds, started = trained.seconds + perf_counter() - started, perf_counter()
+            checkpoint.save(state.to_dict(), folder / "last.pt")
 
     if options.keep == "best" and (kept := checkpoint.load(folder / "best.pt")):
         module.load_state_dict(kept["student"])
-        trained.validation = best
-    elif average is not None:
-        module.load_state_dict(average.state_dict())
+        trained.validation = state.best
+    else:
+        module.load_state_dict(state.current.state_dict())
     return trained
+
+
+class State:
+    """All that a resumed training needs: what is trained, how far it is, and the random state."""
+
+    def __init__(self, module: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, ema: float) -> None:
+        self.module, self.objective, self.optimizer, self.ema = module, objective, optimizer, ema
+        self.average = copy.deepcopy(module).requires_grad_(False) if ema else None
+        self.step, self.best, self.trained = 0, float("-inf"), Trained(validation=float("nan"))
+
+    @property
+    def current(self) -> nn.Module:
+        """What is validated and kept: the averaged student where there is one."""
+        return self.average or self.module
+
+    def stepped(self, phase: str, examples: int) -> None:
+        """Counts a step and lets the average follow."""
+        if self.average is not None:
+            _average(self.average, self.module, min(self.ema, (1 + self.step) / (10 + self.step)))
+        self.step += 1
+        self.trained.steps[phase] = self.trained.steps.get(phase, 0) + 1
+        self.trained.examples[phase] = self.trained.examples.get(phase, 0) + examples
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "student": self.module.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "random": torch.get_rng_state(),
+            "step": self.step,
+            "best": self.best,
+            "trained": asdict(self.trained),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.module.load_state_dict(saved["student"])
+        self.objective.load_state_dict(saved["objective"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        torch.set_rng_state(saved["random"])
+        self.step, self.best = saved["step"], saved["best"]
+        self.trained = Trained(**saved["trained"])
 
 
 class Meter:

@@ -70,12 +70,14 @@ def comparison(results: dict[str, Result]) -> str:
 def _artifact(artifact: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     p50 = artifact["latency_ms"]["p50"]
     threads = f"{artifact['threads']} thread{'s' * (artifact['threads'] > 1)}"
+    size = _times(teacher["bytes"] / artifact["bytes"], "smaller", "larger")
+    speed = _times(teacher["latency_ms"]["p50"] / p50, "faster", "slower")
     return [
         f"file     {artifact['path']}: {percent(artifact['quality'])} accuracy ({artifact['quality_measured']}), "
         f"agrees with the student on {percent(artifact['agreement'])}",
-        f"small    {format_bytes(artifact['bytes'])}, {_times(teacher['bytes'] / artifact['bytes'], 'smaller', 'larger')} than the teacher's file",
+        f"small    {format_bytes(artifact['bytes'])}, {size} than the teacher's file",
         f"fast     {format_seconds(p50 / 1e3)} a sample (p50, {threads} of {artifact['runtime']}), "
-        f"{_times(teacher['latency_ms']['p50'] / p50, 'faster', 'slower')} than the teacher",
+        f"{speed} than the teacher",
     ]
 
 

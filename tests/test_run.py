@@ -178,6 +178,45 @@ def test_an_interrupted_run_says_so_and_goes_on(tmp_path):
     assert result_of(tmp_path / "cut")["status"] == "done"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [(["distill.alpha=0.7"], r"distill.alpha was 0.9, 0.7 came"), (["train.threads=2"], r"threads was 1, 2 came")],
+)
+def test_resuming_another_run_is_refused_naming_the_difference(small, tmp_path, overrides, said):
+    copied = tmp_path / "run"
+    shutil.copytree(small, copied)
+    before = (copied / "result.json").read_bytes()
+    with pytest.raises(UserError, match=said):
+        job.run(load_recipe("digits", SMALL + overrides), copied, resume=True, track=progress.silent)
+    assert (copied / "result.json").read_bytes() == before
+
+
+def test_resuming_with_other_data_is_refused(small, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(small, copied)
+    environment = json.loads((copied / "environment.json").read_text())
+    environment["data"]["test"] = "0" * 32
+    (copied / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(UserError, match="fingerprint of the split test"):
+        job.run(load_recipe("digits", SMALL), copied, resume=True, track=progress.silent)
+
+
+def test_resuming_cuts_the_metrics_back_to_what_was_saved(small, tmp_path):
+    """A kill leaves lines of steps that were not saved, and half a line; resumed, each step stands there once."""
+    copied = tmp_path / "run"
+    shutil.copytree(small, copied)
+    shutil.rmtree(copied / "arms" / "student")
+    with open(copied / "metrics.jsonl", "a") as file:
+        file.write('{"arm": "student", "se')
+    job.run(load_recipe("digits", SMALL), copied, resume=True, track=progress.silent, deliver_files=False)
+
+    def steps(run: Path) -> list[tuple]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [(line["arm"], line["step"], line.get("loss"), line.get("validation")) for line in lines]
+
+    assert steps(copied) == steps(small)
+
+
 def test_a_teacher_no_better_than_guessing_stops_the_run_with_a_hint(small, tmp_path):
     overrides = [f"teacher.model={small / 'teacher'}", "teacher.fit=null", "teacher.input.mean=[60.0]"]
     with pytest.raises(UserError, match=r"no better than guessing: .* normalisation"):

@@ -1,5 +1,7 @@
 """The loop: same seed same bits, resume equals no interruption, and nothing of the training stays in the student."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +43,7 @@ def batch_at(step: int, settings: Settings) -> Batch:
     return Batch(pixels, torch.randint(0, 3, (16,), generator=generator), np.arange(16))
 
 
-def schedule(steps: int = 12) -> Schedule:
-    terms = ("hint/1", "attention/1")
+def schedule(steps: int, terms: tuple[str, ...]) -> Schedule:
     return Schedule(
         (
             Phase("distill", 0.5, alpha=0.9, temperature=4.0, lr=0.05, terms=terms),
@@ -62,9 +63,14 @@ def run(
     lines: list[dict] | None = None,
     lr: float | None = None,
     qualities: list[float] | None = None,
+    press_at: int | None = None,
+    poison: int | None = None,
+    smooth: bool = False,
     **options: object,
 ) -> Model:
     student, teacher = network(4, seed=0), network(8, seed=1)
+    if smooth:  # without batch norm (the hint's aligner has one) and dropout a batch is the sum of its pieces
+        student.module[1] = student.module[3] = nn.Identity()
     terms = {"hint/1": Term(hint, "1", "1", 0.5), "attention/1": Term(attention_transfer, "1", "1", 2.0)}
     probe = torch.zeros(2, 1, 8, 8)
     with record(student.module, ["1"]) as mine, record(teacher.module, ["1"]) as theirs, torch.no_grad():
@@ -89,7 +95,15 @@ def run(
                 raise KeyboardInterrupt
             yield step
 
-    plan = schedule(steps)
+    def batch(step: int, settings: Settings) -> Batch:
+        made = batch_at(step, settings)
+        if step == press_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        if step == poison:
+            return Batch(torch.full(made.pixels.shape, float("nan")), made.labels, made.indices)
+        return made
+
+    plan = schedule(steps, ("attention/1",) if smooth else ("hint/1", "attention/1"))
     if lr is not None:
         plan = Schedule(
             tuple(Phase(p.name, p.share, p.alpha, p.temperature, lr, terms=p.terms) for p in plan.phases), steps
@@ -98,7 +112,7 @@ def run(
     train(
         student,
         schedule=plan,
-        batch_at=batch_at,
+        batch_at=batch,
         objective=objective,
         teacher=teach,
         validate=lambda module: next(validation, 0.5),
@@ -185,3 +199,43 @@ def test_keep_best_ends_with_the_weights_that_validated_best(tmp_path):
     assert until_best["step"] == 8
     assert torch.equal(best.module.state_dict()["0.weight"], until_best["student"]["0.weight"])
     assert not same(best, run(tmp_path / "last", qualities=[0.5, 0.9, 0.4]))
+
+
+def test_ctrl_c_finishes_the_step_and_saves_it(tmp_path):
+    """The signal comes inside step 5: it is finished and saved though no save was due, and resuming loses nothing."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", press_at=5)
+    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["step"] == 6
+    assert same(run(tmp_path / "whole"), run(tmp_path / "cut", resume=True))
+
+
+def test_a_step_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(UserError, match=r"part 'hard' is not finite at step 9, samples \[0, 1, 2"):
+        run(tmp_path, poison=9, log_every=100)
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert saved["step"] == 8
+    assert all(torch.isfinite(value).all() for value in saved["student"].values())
+
+
+def test_skipping_drops_the_step_whole_and_counts_it(tmp_path):
+    """Neither weights nor running statistics see the step: the poisoned last step leaves what nine steps made."""
+    poisoned = run(tmp_path / "skip", poison=11, on_nonfinite="skip", validate_every=11)
+    before = torch.load(tmp_path / "skip" / "best.pt", weights_only=True)
+    assert before["step"] == 11
+    state = poisoned.module.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in before["student"].items())
+    assert torch.load(tmp_path / "skip" / "last.pt", weights_only=True)["trained"]["skipped"] == 1
+
+
+def test_clipping_bounds_the_step(tmp_path):
+    start = network(4, 0).module[0].weight
+    free, clipped = (run(tmp_path / str(clip), steps=2, clip=clip).module[0].weight for clip in (None, 1e-4))
+    assert (clipped - start).norm() < 0.1 * (free - start).norm()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_batch_in_pieces_gives_the_gradient_of_the_whole(tmp_path, number):
+    whole = run(tmp_path / "whole", smooth=True)
+    pieces = run(tmp_path / "pieces", smooth=True, accumulate=number)
+    for a, b in zip(whole.module.parameters(), pieces.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -33,6 +33,19 @@ class Outcome:
     test_logits: NDArray[np.float32]
 
 
+def saved_step(out: Path, arm: str, seed: int) -> float:
+    """The step that a training was last saved at: infinity once it is finished, 0 where nothing was saved."""
+    place = _place(out, arm, seed)
+    if (place / "final.pt").is_file():
+        return float("inf")
+    saved = checkpoint.load(place / "last.pt")
+    return saved["step"] if saved else 0
+
+
+def _place(out: Path, arm: str, seed: int) -> Path:
+    return out / "arms" / arm / str(seed)
+
+
 def answers(job: Job, model: Model, images: Images, what: str, track: Track) -> NDArray[np.float32]:
     """A model's logits [N, K] on a split, with a progress bar."""
     predict = predictor(to_device(model.module, job.device), job.device)
@@ -77,7 +90,7 @@ def train_arm(
     job: Job, arm: str, seed: int, ranks: NDArray[np.float64] | None, out: Path, log: Log, track: Track, resume: bool
 ) -> tuple[Model, Outcome]:
     """Trains an arm with a seed and reads the test set with its final model, once. A finished arm is read back."""
-    place = out / "arms" / arm / str(seed)
+    place = _place(out, arm, seed)
     student = job.student(seed)
     teacher = None
     if arm == STUDENT:
@@ -124,7 +137,7 @@ def _train(
         teacher=teacher,
         validate=job.validate(model.input),
         options=job.options(arm),
-        folder=out / "arms" / arm / str(seed),
+        folder=_place(out, arm, seed),
         log=lambda line: log({"arm": arm, "seed": seed, **line}),
         track=lambda items, _, total: track(
             items, f"{arm} seed {seed}" if arm != TEACHER else "teacher: fitting", total

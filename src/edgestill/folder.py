@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from edgestill.errors import UserError
 
 RESULT, METRICS, RECIPE, ENVIRONMENT = "result.json", "metrics.jsonl", "recipe.yaml", "environment.json"
@@ -84,6 +86,46 @@ def status(out: Path, result: dict[str, Any]) -> Iterator[None]:
         result["status"] = "done"
     finally:
         write_json(out / RESULT, result)
+
+
+def refuse_other(out: Path, recipe: str, environment: dict[str, Any]) -> None:
+    """UserError naming the first difference, where a run is to be resumed with another recipe, data or thread count."""
+    saved = yaml.safe_load((out / RECIPE).read_text(encoding="utf-8"))
+    before = read_json(out / ENVIRONMENT)
+    pairs = [("the recipe's", _flat(saved), _flat(yaml.safe_load(recipe)))]
+    pairs.append(("the data's fingerprint of the split", before.get("data", {}), environment["data"]))
+    pairs.append(("the number of", {"threads": before.get("threads")}, {"threads": environment["threads"]}))
+    for what, old, new in pairs:
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                raise UserError(
+                    f"--resume needs the run as it was begun; {what} {key} was {old.get(key)!r}, "
+                    f"{new.get(key)!r} came: set it back, or begin a run in another --out"
+                )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    if isinstance(value, dict | list) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for name, child in items for key, leaf in _flat(child, f"{prefix}{name}.").items()}
+    return {prefix.removesuffix("."): value}
+
+
+def cut_metrics(out: Path, steps: Callable[[str, int], float]) -> None:
+    """Drops the logged steps behind those that were saved: `steps(arm, seed)`; and a last line cut short by a kill."""
+    path = out / METRICS
+    if not path.is_file():
+        return
+    kept = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line["step"] <= steps(line["arm"], line["seed"]):
+            kept.append(text + "\n")
+    write_text(path, "".join(kept))
 
 
 @contextmanager

@@ -30,6 +30,14 @@ class Parts:
     values: dict[str, Tensor]
     weights: dict[str, float]
 
+    def __add__(self, other: "Parts") -> "Parts":
+        """The parts of two pieces of one batch, each divided by the count of the whole."""
+        return Parts({name: value + other.values[name] for name, value in self.values.items()}, self.weights)
+
+    def detached(self) -> "Parts":
+        """The same numbers without their graph."""
+        return Parts({name: value.detach() for name, value in self.values.items()}, self.weights)
+
     @cached_property
     def loss(self) -> Tensor:
         return sum((self.weights[name] * value for name, value in self.values.items()), start=0.0)  # type: ignore[return-value]
@@ -95,6 +103,7 @@ class Objective(nn.Module):
         temperature: float | None = None,
         terms: Sequence[str] | None = None,
         mask: Tensor | None = None,
+        counts: tuple[int, int] | None = None,
     ) -> Parts:
         """Parts of one batch.
 
@@ -106,7 +115,10 @@ class Objective(nn.Module):
             taps: the student's recorded taps.
             alpha, temperature, terms: in place of the objective's own, as a schedule sets them.
             mask: samples [B] that have a label, where labels are probabilities.
+            counts: labelled samples and all samples of the whole batch, where this is a piece of one: what the hard
+                part and the others are divided by.
         """
+        labelled, samples = ({"count": max(count, 1)} for count in counts) if counts else ({}, {})
         alpha = self.alpha if alpha is None else alpha
         temperature = self.temperature if temperature is None else temperature
         active = self.terms if terms is None else terms
@@ -116,18 +128,19 @@ class Objective(nn.Module):
         values: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         if alpha < 1:
-            values["hard"] = cross_entropy(logits, labels, smoothing=self.label_smoothing, mask=mask)
+            values["hard"] = cross_entropy(logits, labels, smoothing=self.label_smoothing, mask=mask, **labelled)
             weights["hard"] = 1 - alpha
         if (alpha > 0 or active) and signal is None:
             raise UserError("the objective needs the teacher's signal while alpha is above 0 or a term is active")
         if alpha > 0 and signal is not None:
-            values["soft"] = self.soft_loss(logits, signal.logits, temperature=temperature)
+            values["soft"] = self.soft_loss(logits, signal.logits, temperature=temperature, **samples)
             weights["soft"] = alpha
         for (name, term), aligner in zip(self.terms.items(), self.aligners, strict=True):
             if name in active and signal is not None:
                 tap = _tapped(taps or {}, term.student, "student", name)
                 # aligners are float32, whatever autocast made of the tap
-                values[name] = term.loss(aligner(wide(tap)), _tapped(signal.taps, term.teacher, "teacher", name))
+                target = _tapped(signal.taps, term.teacher, "teacher", name)
+                values[name] = term.loss(aligner(wide(tap)), target, **samples)
                 weights[name] = term.weight
         return Parts(values, weights)
 

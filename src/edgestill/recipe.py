@@ -193,6 +193,11 @@ class Train(Section):
     device: str = Field("auto", description="auto, cpu, or a torch device such as cuda:0.")
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast of the forward passes.")
     threads: Count | None = Field(None, description="CPU threads of the training; all cores by default.")
+    clip: Positive | None = Field(None, description="Largest norm of the gradient; not clipped by default.")
+    accumulate: Count = Field(1, description="Pieces a step's batch is passed in; the gradient is the whole batch's.")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="When a loss is not finite: stop, or drop the step and count it."
+    )
     tracker: Literal["tensorboard", "wandb"] | None = Field(None, description="Where metrics go besides metrics.jsonl.")
 
 

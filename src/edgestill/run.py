@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgestill import card, deliver, folder, progress, report
-from edgestill.arms import Outcome, answers, check_teacher, difficulty, fit_teacher, train_arm
+from edgestill.arms import Outcome, answers, check_teacher, difficulty, fit_teacher, saved_step, train_arm
 from edgestill.assemble import BASELINE, STUDENT, TEACHER, Job, assemble, cpu_threads
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import accuracy
@@ -53,8 +54,9 @@ def run(
     torch.set_num_threads(cpu_threads(recipe))
     job = assemble(recipe, track)
     place = folder.create(Path(out) if out is not None else _new_folder(), resume)
-    result = _begin(job, place)
+    result = _begin(job, place, resume)
     with folder.status(place, result):
+        folder.cut_metrics(place, partial(saved_step, place))
         with folder.metrics(place, recipe.train.tracker) as log:
             student = _train_all(job, place, result, log, track, resume)
         if deliver_files:
@@ -67,15 +69,17 @@ def _new_folder() -> Path:
     return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
-def _begin(job: Job, place: Path) -> Result:
-    """Writes recipe.yaml and environment.json; the beginnings of result.json."""
+def _begin(job: Job, place: Path, resume: bool) -> Result:
+    """Writes recipe.yaml and environment.json, unless they are there and agree; the beginnings of result.json."""
     splits = job.splits
-    (place / folder.RECIPE).write_text(dump(job.recipe), encoding="utf-8")
     prints = {name: getattr(splits, name).fingerprint for name in ("train", "validation", "test")}
     seeds = list(range(job.recipe.compare.seeds))
-    folder.write_json(
-        place / folder.ENVIRONMENT, folder.environment(cpu_threads(job.recipe), prints, seeds, str(job.device))
-    )
+    environment = folder.environment(cpu_threads(job.recipe), prints, seeds, str(job.device))
+    if resume and (place / folder.ENVIRONMENT).is_file():
+        folder.refuse_other(place, dump(job.recipe), environment)
+    else:
+        folder.write_text(place / folder.RECIPE, dump(job.recipe))
+        folder.write_json(place / folder.ENVIRONMENT, environment)
     schedule = job.schedule(STUDENT)
     points = np.unique(np.linspace(0, schedule.steps - 1, min(400, schedule.steps)).astype(int)).tolist()
     return {
@@ -170,6 +174,7 @@ def _summary(outcomes: list[Outcome]) -> dict[str, Any]:
     return {
         "seeds": [
             {"seed": outcome.seed, "quality": outcome.quality, "validation": outcome.trained.validation}
+            | ({"skipped_steps": outcome.trained.skipped} if outcome.trained.skipped else {})
             for outcome in outcomes
         ],
         "mean": float(np.mean(qualities)),

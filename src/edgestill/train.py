@@ -1,10 +1,14 @@
 """The training loop: one for teachers that are fitted, baselines and students, readable top to bottom."""
 
 import copy
-from collections.abc import Callable, Iterable
+import signal as signal_module
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -31,6 +35,9 @@ class Options:
     weight_decay: float = 5e-4
     ema: float = 0.0
     keep: Literal["last", "best"] = "last"
+    clip: float | None = None
+    accumulate: int = 1
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     device: str = "cpu"
     precision: torch.dtype = torch.float32
     validate_every: int = 1000
@@ -45,6 +52,7 @@ class Trained:
     steps: dict[str, int] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    skipped: int = 0
 
 
 def train(
@@ -64,13 +72,16 @@ def train(
     """Trains `student` in place and returns how it went.
 
     Args:
-        batch_at: the batch of a step under its settings; a pure function.
+        batch_at: the batch of a step under its settings; a pure function, so that resuming needs only the step.
         teacher: the signal of a batch; None where no phase needs one.
         validate: quality of a module on the validation split, higher is better.
         folder: where the checkpoints `last.pt` and `best.pt` go.
         log: takes one dict a logged step.
         track: wraps the steps in a progress bar.
         resume: go on from `last.pt` where there is one.
+
+    Raises UserError for a loss that is not finite, with step, part and samples; what was saved before stays.
+    Ctrl-C finishes the step and saves before KeyboardInterrupt is raised.
     """
     device = torch.device(options.device)
     module = to_device(student.module, device)
@@ -82,46 +93,73 @@ def train(
     module.train()
     objective.train()
 
-    for step in track(range(state.step, schedule.steps), "", schedule.steps):
-        settings = schedule.at(step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = settings.lr
-        batch = batch_at(step, settings)
+    def backward(pieces: list[Batch], counts: tuple[int, int] | None, settings: Settings) -> Parts:
+        """Adds the pieces' gradients; the parts of the whole batch."""
+        whole: Parts | None = None
+        for piece in pieces:
+            signal = teacher(piece) if teacher is not None and settings.phase.needs_teacher else None
+            taps_needed = [objective.terms[name].student for name in settings.terms]
+            autocast = torch.autocast(device.type, options.precision, enabled=options.precision != torch.float32)
+            with autocast, record(module, taps_needed) as taps:
+                logits = forward(module, piece.inputs(student.input, device))
+            parts: Parts = objective(
+                logits,
+                piece.labels.to(device),
+                signal,
+                taps,
+                alpha=settings.alpha,
+                temperature=settings.temperature,
+                terms=settings.terms,
+                mask=None if piece.mask is None else piece.mask.to(device),
+                counts=counts,
+            )
+            parts.loss.backward()  # type: ignore[no-untyped-call]
+            whole = parts.detached() if whole is None else whole + parts.detached()
+        assert whole is not None
+        return whole
 
-        signal = teacher(batch) if teacher is not None and settings.phase.needs_teacher else None
-        taps_needed = [objective.terms[name].student for name in settings.terms]
-        autocast = torch.autocast(device.type, options.precision, enabled=options.precision != torch.float32)
-        with autocast, record(module, taps_needed) as taps:
-            logits = forward(module, batch.inputs(student.input, device))
-        parts = objective(
-            logits,
-            batch.labels.to(device),
-            signal,
-            taps,
-            alpha=settings.alpha,
-            temperature=settings.temperature,
-            terms=settings.terms,
-            mask=None if batch.mask is None else batch.mask.to(device),
-        )
-        state.optimizer.zero_grad(set_to_none=True)
-        parts.loss.backward()
-        state.optimizer.step()
-        state.stepped(settings.phase.name, len(batch.indices))
+    def describe(step: int, part: str) -> str:
+        samples = batch_at(step, schedule.at(step)).indices[:8].tolist()
+        return f"the loss part {part!r} is not finite at step {step}, samples {samples} and others of its batch"
 
-        meter.add(parts, len(batch.indices))
-        last = state.step == schedule.steps
-        if last or state.step % options.log_every == 0 or schedule.at(state.step).phase is not settings.phase:
-            log({"step": state.step, "phase": settings.phase.name, **meter.read(step), **_readable(settings)})
+    with _interrupt_asked() as asked:
+        for step in track(range(state.step, schedule.steps), "", schedule.steps):
+            settings = schedule.at(step)
+            for group in state.optimizer.param_groups:
+                group["lr"] = settings.lr
+            batch = batch_at(step, settings)
+            before = state.buffers() if options.on_nonfinite == "skip" else None
 
-        if last or state.step % options.validate_every == 0:
-            trained.validation = validate(state.current)
-            log({"step": state.step, "phase": settings.phase.name, "validation": trained.validation})
-            module.train()
-            if trained.validation > state.best:
-                state.best = trained.validation
-                checkpoint.save({"student": state.current.state_dict(), "step": state.step}, folder / "best.pt")
-            trained.seconds, started = trained.seconds + perf_counter() - started, perf_counter()
-            checkpoint.save(state.to_dict(), folder / "last.pt")
+            state.optimizer.zero_grad(set_to_none=True)
+            pieces = [batch] if options.accumulate == 1 else batch.pieces(options.accumulate)
+            parts = backward(pieces, batch.counts if len(pieces) > 1 else None, settings)
+            if before is not None and not state.finite(parts):
+                state.put_back(before)
+                trained.skipped += 1
+            else:
+                if options.clip is not None:
+                    nn.utils.clip_grad_norm_(state.parameters, options.clip)
+                state.optimizer.step()
+                meter.add(parts, len(batch.indices), step)
+            state.stepped(settings.phase.name, len(batch.indices))
+
+            phase, last = settings.phase, state.step == schedule.steps
+            save = last or asked() or state.step % options.validate_every == 0
+            if save or state.step % options.log_every == 0 or schedule.at(state.step).phase is not phase:
+                # read before any save: what is saved is finite
+                log({"step": state.step, "phase": phase.name, **meter.read(describe), **_readable(settings)})
+            if last or state.step % options.validate_every == 0:
+                trained.validation = validate(state.current)
+                log({"step": state.step, "phase": phase.name, "validation": trained.validation})
+                module.train()
+                if trained.validation > state.best:
+                    state.best = trained.validation
+                    checkpoint.save({"student": state.current.state_dict(), "step": state.step}, folder / "best.pt")
+            if save:
+                trained.seconds, started = trained.seconds + perf_counter() - started, perf_counter()
+                checkpoint.save(state.to_dict(), folder / "last.pt")
+                if asked() and not last:
+                    raise KeyboardInterrupt
 
     if options.keep == "best" and (kept := checkpoint.load(folder / "best.pt")):
         module.load_state_dict(kept["student"])
@@ -137,6 +175,7 @@ class State:
     def __init__(self, module: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, ema: float) -> None:
         self.module, self.objective, self.optimizer, self.ema = module, objective, optimizer, ema
         self.average = copy.deepcopy(module).requires_grad_(False) if ema else None
+        self.parameters = [*module.parameters(), *objective.parameters()]
         self.step, self.best, self.trained = 0, float("-inf"), Trained(validation=float("nan"))
 
     @property
@@ -151,6 +190,19 @@ class State:
         self.step += 1
         self.trained.steps[phase] = self.trained.steps.get(phase, 0) + 1
         self.trained.examples[phase] = self.trained.examples.get(phase, 0) + examples
+
+    def buffers(self) -> list[Tensor]:
+        """Copies of what a forward pass changes: running statistics."""
+        return [buffer.clone() for buffer in (*self.module.buffers(), *self.objective.buffers())]
+
+    def put_back(self, buffers: list[Tensor]) -> None:
+        for buffer, before in zip((*self.module.buffers(), *self.objective.buffers()), buffers, strict=True):
+            buffer.copy_(before)
+
+    def finite(self, parts: Parts) -> bool:
+        """Whether a step's loss and gradient are finite."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return bool(torch.isfinite(parts.loss) & torch.isfinite(nn.utils.get_total_norm(gradients)))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -180,24 +232,25 @@ class Meter:
 
     def __init__(self) -> None:
         self.parts: list[Parts] = []
+        self.steps: list[int] = []
         self.examples = 0
         self.since = perf_counter()
 
-    def add(self, parts: Parts, examples: int) -> None:
-        self.parts.append(Parts({name: value.detach() for name, value in parts.values.items()}, parts.weights))
+    def add(self, parts: Parts, examples: int, step: int) -> None:
+        self.parts.append(parts)
+        self.steps.append(step)
         self.examples += examples
 
-    def read(self, step: int) -> dict[str, Any]:
-        """Loss and parts as numbers. UserError names the step and the part where one is not finite."""
+    def read(self, describe: Callable[[int, str], str]) -> dict[str, Any]:
+        """Loss and parts as numbers; UserError, worded by `describe(step, part)`, of the first that is not finite."""
+        if not self.parts:  # every step since the last reading was skipped
+            return {}
         names = [*self.parts[-1].values]
         table = torch.stack([torch.stack([parts.values[name] for name in names]) for parts in self.parts]).cpu()
-        for column, name in enumerate(names):
-            bad = torch.nonzero(~torch.isfinite(table[:, column]))
-            if len(bad):
-                at = step + 1 - len(self.parts) + int(bad[0])
-                raise UserError(
-                    f"the loss part {name!r} is not finite at step {at}: lower train.lr, or look at the data"
-                )
+        bad = torch.nonzero(~torch.isfinite(table))
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise UserError(f"{describe(self.steps[row], names[column])}: lower train.lr, or look at these samples")
         means = dict(zip(names, table.mean(0).tolist(), strict=True))
         weights = self.parts[-1].weights
         now = perf_counter()
@@ -206,8 +259,28 @@ class Meter:
             "parts": {name: {"value": mean, "weight": weights[name]} for name, mean in means.items()},
             "examples_per_second": round(self.examples / (now - self.since), 1),
         }
-        self.parts, self.examples, self.since = [], 0, now
+        self.parts, self.steps, self.examples, self.since = [], [], 0, now
         return reading
+
+
+@contextmanager
+def _interrupt_asked() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed since; a second one interrupts at once. Only the main thread can listen."""
+    asked: list[bool] = []
+
+    def listen(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal_module.signal(signal_module.SIGINT, listen)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal_module.signal(signal_module.SIGINT, previous)
 
 
 def _readable(settings: Settings) -> dict[str, Any]:

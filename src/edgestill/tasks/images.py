@@ -35,6 +35,20 @@ class Batch:
     indices: NDArray[np.int64]
     mask: Tensor | None = None
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Labelled samples and all samples."""
+        labelled = self.labels >= 0 if self.mask is None else self.mask
+        return int(labelled.sum()), len(self.indices)
+
+    def pieces(self, number: int) -> list["Batch"]:
+        """The batch in `number` nearly equal pieces, fewer where it has fewer samples."""
+        cuts = np.array_split(np.arange(len(self.indices)), min(number, len(self.indices)))
+        return [
+            Batch(self.pixels[cut], self.labels[cut], self.indices[cut], None if self.mask is None else self.mask[cut])
+            for cut in cuts
+        ]
+
     def inputs(self, expected: ImageInput, device: torch.device) -> Tensor:
         return prepare(self.pixels.to(device, non_blocking=True), expected)
 

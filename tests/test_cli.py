@@ -95,7 +95,7 @@ def test_a_folder_that_holds_a_run_is_refused_without_resume(status, tmp_path, c
 
 def test_weights_that_do_not_fit_name_the_first_differing_key_and_shapes(tmp_path, capsys):
     from edgestill.functions import load_function
-    from edgestill.recipe import builtin
+    from edgestill.reading import builtin
 
     state = load_function(f"{builtin()['digits'].parent / 'digits.py'}:teacher")().state_dict()
     state["stage2.0.weight"] = torch.zeros(8, 8, 3, 3)

@@ -9,7 +9,8 @@ import yaml
 
 from edgestill import losses
 from edgestill.errors import UserError
-from edgestill.recipe import SOFT_LOSSES, TERM_LOSSES, Recipe, builtin, dump, load_recipe
+from edgestill.reading import builtin
+from edgestill.recipe import SOFT_LOSSES, TERM_LOSSES, Recipe, dump, load_recipe
 
 SMALL = """
 task: image-classification

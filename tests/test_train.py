@@ -78,12 +78,12 @@ def run(
         teacher.module.eval()(probe)
     torch.manual_seed(2)
     objective = Objective(alpha=0.9, terms=terms, examples=(mine, theirs))
-    answer = OnlineTeacher(teacher, ["1"], CPU, torch.float32)
+    answer = OnlineTeacher(teacher, CPU, torch.float32)
 
-    def teach(batch: Batch):
+    def teach(batch: Batch, taps):
         if calls is not None:
             calls.append(1)
-        return answer(batch)
+        return answer(batch, taps)
 
     def log(line: dict) -> None:
         if lines is not None:

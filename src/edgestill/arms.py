@@ -94,9 +94,8 @@ def train_arm(
     student = job.student(seed)
     teacher = None
     if arm == STUDENT:
-        taps = [term.teacher for term in job.terms.values()]
         precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
-        teacher = OnlineTeacher(job.teacher, sorted(set(taps)), job.device, precision)
+        teacher = OnlineTeacher(job.teacher, job.device, precision)
     finished = checkpoint.load(place / "final.pt") if resume else None
     if finished is not None:
         student.module.load_state_dict(finished["student"])

@@ -120,7 +120,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _recipes(options: argparse.Namespace) -> int:
-    from edgestill.recipe import builtin
+    from edgestill.reading import builtin
 
     for name, path in builtin().items():
         lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]

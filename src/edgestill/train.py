@@ -3,7 +3,7 @@
 import copy
 import signal as signal_module
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,7 +61,7 @@ def train(
     schedule: Schedule,
     batch_at: Callable[[int, Settings], Batch],
     objective: Objective,
-    teacher: Callable[[Batch], Signal] | None,
+    teacher: Callable[[Batch, Sequence[str]], Signal] | None,
     validate: Callable[[nn.Module], float],
     options: Options,
     folder: Path,
@@ -73,7 +73,7 @@ def train(
 
     Args:
         batch_at: the batch of a step under its settings; a pure function, so that resuming needs only the step.
-        teacher: the signal of a batch; None where no phase needs one.
+        teacher: the signal of a batch with the teacher's taps that are named; None where no phase needs one.
         validate: quality of a module on the validation split, higher is better.
         folder: where the checkpoints `last.pt` and `best.pt` go.
         log: takes one dict a logged step.
@@ -96,11 +96,12 @@ def train(
     def backward(pieces: list[Batch], counts: tuple[int, int] | None, settings: Settings) -> Parts:
         """Adds the pieces' gradients; the parts of the whole batch."""
         whole: Parts | None = None
+        teacher_taps = sorted({objective.terms[name].teacher for name in settings.terms})
+        student_taps = sorted({objective.terms[name].student for name in settings.terms})
         for piece in pieces:
-            signal = teacher(piece) if teacher is not None and settings.phase.needs_teacher else None
-            taps_needed = [objective.terms[name].student for name in settings.terms]
+            signal = teacher(piece, teacher_taps) if teacher is not None and settings.phase.needs_teacher else None
             autocast = torch.autocast(device.type, options.precision, enabled=options.precision != torch.float32)
-            with autocast, record(module, taps_needed) as taps:
+            with autocast, record(module, student_taps) as taps:
                 logits = forward(module, piece.inputs(student.input, device))
             parts: Parts = objective(
                 logits,
@@ -211,6 +212,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "step": self.step,
             "best": self.best,
             "trained": asdict(self.trained),
@@ -223,6 +225,8 @@ class State:
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
         torch.set_rng_state(saved["random"])
+        if saved["random_cuda"]:
+            torch.cuda.set_rng_state_all(saved["random_cuda"])
         self.step, self.best = saved["step"], saved["best"]
         self.trained = Trained(**saved["trained"])
 

@@ -11,15 +11,15 @@ from edgestill.tasks.images import Batch
 
 
 class OnlineTeacher:
-    """Calls the teacher on the batch's views: `teacher(batch) -> Signal`, without gradients, in evaluation mode."""
+    """Calls the teacher on a batch's views: `teacher(batch, taps) -> Signal`, without gradients, in evaluation mode."""
 
-    def __init__(self, model: Model, taps: Sequence[str], device: torch.device, precision: torch.dtype) -> None:
-        self.model, self.taps, self.device, self.precision = model, list(taps), device, precision
+    def __init__(self, model: Model, device: torch.device, precision: torch.dtype) -> None:
+        self.model, self.device, self.precision = model, device, precision
         to_device(model.module, device).eval().requires_grad_(False)
 
-    def __call__(self, batch: Batch, *, taps: bool = True) -> Signal:
+    def __call__(self, batch: Batch, taps: Sequence[str]) -> Signal:
         inputs = batch.inputs(self.model.input, self.device)
         autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
-        with torch.no_grad(), autocast, record(self.model.module, self.taps if taps else []) as recorded:
+        with torch.no_grad(), autocast, record(self.model.module, taps) as recorded:
             logits = forward(self.model.module, inputs)
         return Signal(logits, recorded)

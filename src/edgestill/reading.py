@@ -1,0 +1,184 @@
+"""What a recipe's file and its overrides say, as plain values: YAML, `--set`, and relative paths made absolute."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgestill.errors import UserError, closest
+from edgestill.functions import FUNCTION
+
+PERCENT = re.compile(r"%\s*$")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: PyYAML reads 1e-3 as text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (a copy, so that SafeLoader keeps its own)
+        key: list(resolvers) for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
+)
+
+
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise UserError(f"{what} is not valid YAML{place}: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{what} is not valid YAML: nested too deeply") from None
+    except ValueError as error:  # an impossible date such as 2026-99-99
+        raise UserError(f"{what} is not valid YAML: {error}") from None
+
+
+def builtin() -> dict[str, Path]:
+    """The built-in recipes by name."""
+    folder = Path(str(resources.files("edgestill") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read(recipe: str | Path, overrides: Sequence[str], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of a YAML file or a built-in recipe's name, with `key.path=value` overrides.
+
+    Paths in the file are relative to the file, paths in overrides to the current folder; both come back absolute.
+    `defaults` holds lists that an override may address an entry of where the file has none.
+    Raises UserError for a file that is not there or not YAML, and for an override that leads nowhere.
+    """
+    path = builtin().get(str(recipe), Path(recipe))
+    if not path.is_file():
+        names = [*builtin()]
+        raise UserError(
+            f"no recipe file {str(recipe)!r}, and no built-in one ({', '.join(names)}){closest(str(recipe), names)}"
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a recipe: it is not UTF-8 text") from None
+    raw = _parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} is not a recipe: it needs keys such as task, data, teacher and student")
+    _absolute(raw, path.resolve().parent)
+    for override in overrides:
+        _override(raw, override, defaults)
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str, defaults: dict[str, Any]) -> None:
+    key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set takes key=value, as in distill.temperature=2; {override!r} came")
+    value = _parse_yaml(text, f"--set {key}")
+    nested: Any = value
+    for name in reversed(keys):
+        nested = {name: nested}
+    _absolute(nested, Path.cwd())
+    for name in keys:
+        nested = nested[name]
+    if keys[0] in defaults and keys[0] not in raw:
+        raw[keys[0]] = defaults[keys[0]]
+    place: Any = raw
+    for depth, name in enumerate(keys[:-1]):
+        place = _child(place, name, ".".join(keys[: depth + 1]))
+    if isinstance(place, list):
+        place[_index(place, keys[-1], key)] = nested
+    elif isinstance(place, dict):
+        place[keys[-1]] = nested
+    else:
+        raise UserError(f"--set {key}: {'.'.join(keys[:-1])} is {place!r} and has no keys")
+
+
+def _child(place: Any, name: str, path: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, name, path)]
+    if not isinstance(place, dict):
+        raise UserError(f"--set {path}: there is {place!r}, which has no keys")
+    if place.get(name) is None:
+        place[name] = {}
+    if name == "data" and isinstance(place[name], str):
+        place[name] = {"source": place[name]}
+    return place[name]
+
+
+def _index(items: list[Any], name: str, path: str) -> int:
+    """Where a list's entry is: by position, or by its `name`."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if name in names:
+        return names.index(name)
+    if name.isdigit() and int(name) < len(items):
+        return int(name)
+    known = [str(known) for known in names if known]
+    raise UserError(f"--set {path}: no entry {name!r} among {', '.join(known) or len(items)}{closest(name, known)}")
+
+
+def _absolute(raw: Any, base: Path) -> None:
+    """Turns the relative paths of a raw recipe into absolute ones, in place."""
+
+    def convert(section: Any, keys: Sequence[str], rule: Callable[[str, Path], str]) -> None:
+        if isinstance(section, dict):
+            for key in keys:
+                if isinstance(section.get(key), str):
+                    section[key] = rule(section[key], base)
+
+    def losses(section: Any) -> None:
+        convert(section, ["loss"], _function_path)
+        terms = section.get("terms") if isinstance(section, dict) else None
+        for term in _entries(terms):
+            convert(term, ["loss"], _function_path)
+
+    if not isinstance(raw, dict):
+        return
+    convert(raw, ["data"], _data_path)
+    convert(raw.get("data"), ["source", "train", "test", "validation"], _data_path)
+    for role in ("teacher", "student"):
+        convert(raw.get(role), ["model"], _model_path)
+        convert(raw.get(role), ["weights"], lambda text, base: _join(base, text))
+    losses(raw.get("distill"))
+    for phase in _entries(raw.get("phases")):
+        losses(phase)
+
+
+def _entries(items: Any) -> list[Any]:
+    """A list's entries, which --set addresses by name or position."""
+    return list(items.values()) if isinstance(items, dict) else items if isinstance(items, list) else []
+
+
+def _join(base: Path, text: str) -> str:
+    return os.path.normpath(base / text)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name, a null byte
+        return False
+
+
+def _function_path(text: str, base: Path) -> str:
+    return _join(base, text) if FUNCTION.fullmatch(text) else text
+
+
+def _model_path(text: str, base: Path) -> str:
+    if text.startswith("hf:"):
+        return f"hf:{_join(base, text[3:])}" if _exists(base / text[3:]) else text
+    return text if text.startswith("timm:") else _join(base, text)
+
+
+def _data_path(text: str, base: Path) -> str:
+    """A Hub id (owner/name, and no folder of the owner's name here) stays; all else but a share is a path."""
+    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", text) and not text.endswith((".parquet", ".npz"))
+    is_id = looks_like_id and not text.startswith(".") and not FUNCTION.fullmatch(text)
+    if PERCENT.search(text) or (is_id and not _exists(base / text.split("/")[0])):
+        return text
+    return _join(base, text)

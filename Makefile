@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test test-all check format bench clean
+.PHONY: demo test test-all check format bench docs clean
 
 demo: $(VENV)/user
 	$(BIN)/edgestill run digits
@@ -27,6 +27,9 @@ format: $(VENV)/dev
 
 bench: $(VENV)/dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/dev
+	$(BIN)/python docs/recipe_reference.py
 
 clean:
 	rm -rf $(VENV) build runs

@@ -24,6 +24,7 @@ from edgestill.losses import SOFT_LOSSES, TERM_LOSSES, Loss
 from edgestill.mapping import layer_map
 from edgestill.models import ImageInput, Model, example, forward, load_model
 from edgestill.objective import Objective, Term
+from edgestill.paths import exists
 from edgestill.recipe import Recipe
 from edgestill.recipe import Student as StudentSection
 from edgestill.recipe import Teacher as TeacherSection
@@ -201,7 +202,7 @@ def _device(name: str) -> torch.device:
 
 def _check_files(recipe: Recipe) -> None:
     for role, section in (("teacher", recipe.teacher), ("student", recipe.student)):
-        if section.weights is not None and not Path(section.weights).is_file():
+        if section.weights is not None and not exists(Path(section.weights)):
             raise UserError(f"{role}.weights: no file {section.weights}")
         if ".py:" in section.model:
             load_function(section.model)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgestill.errors import UserError, closest
+from edgestill.paths import exists
 
 FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 
@@ -25,7 +26,7 @@ def load_function(spec: str) -> Callable[..., Any]:
     if parts is None:
         raise UserError(f"a function is named as file.py:function; {spec!r} came")
     path = Path(parts["file"]).resolve()
-    if not path.is_file():
+    if not exists(path):
         raise UserError(f"there is no file {path} (for {spec!r})")
     module_name = f"edgestill_user_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()}"
     if module_name not in sys.modules:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgestill.errors import UserError, closest, first_line
 from edgestill.functions import load_function
+from edgestill.paths import exists
 
 STUDENT_FILE = "edgestill.json"
 
@@ -73,7 +74,7 @@ def load_model(
         module, declared = _from_hugging_face(spec[3:], options, default)
     elif ".py:" in spec:
         module, declared = _from_function(spec, classes, options, default)
-    elif (Path(spec) / STUDENT_FILE).is_file():
+    elif exists(Path(spec) / STUDENT_FILE):
         spec, options, module, declared = _from_student_folder(Path(spec))
     else:
         raise UserError(
@@ -107,8 +108,8 @@ def _from_function(
     arguments = {name: value for name, value in given.items() if name in taken} | options
     try:
         module = function(**arguments)
-    except TypeError as error:
-        raise UserError(f"{spec} cannot be called with {arguments}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{spec} cannot be called with {arguments}: {first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise UserError(f"{spec} must return a torch.nn.Module; {type(module).__name__} came")
     return module, replace(default, channels=arguments.get("in_channels", default.channels))
@@ -211,7 +212,7 @@ def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Fills `module` from safetensors or a plain state dict; UserError names the first key that does not fit."""
-    if not path.is_file():
+    if not exists(path) or path.is_dir():
         raise UserError(f"no weights file {path}")
     try:
         state: Any

@@ -11,6 +11,7 @@ import yaml
 
 from edgestill.errors import UserError, closest
 from edgestill.functions import FUNCTION
+from edgestill.paths import exists
 
 PERCENT = re.compile(r"%\s*$")
 
@@ -158,20 +159,13 @@ def _join(base: Path, text: str) -> str:
     return os.path.normpath(base / text)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long a name, a null byte
-        return False
-
-
 def _function_path(text: str, base: Path) -> str:
     return _join(base, text) if FUNCTION.fullmatch(text) else text
 
 
 def _model_path(text: str, base: Path) -> str:
     if text.startswith("hf:"):
-        return f"hf:{_join(base, text[3:])}" if _exists(base / text[3:]) else text
+        return f"hf:{_join(base, text[3:])}" if exists(base / text[3:]) else text
     return text if text.startswith("timm:") else _join(base, text)
 
 
@@ -179,6 +173,6 @@ def _data_path(text: str, base: Path) -> str:
     """A Hub id (owner/name, and no folder of the owner's name here) stays; all else but a share is a path."""
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", text) and not text.endswith((".parquet", ".npz"))
     is_id = looks_like_id and not text.startswith(".") and not FUNCTION.fullmatch(text)
-    if PERCENT.search(text) or (is_id and not _exists(base / text.split("/")[0])):
+    if PERCENT.search(text) or (is_id and not exists(base / text.split("/")[0])):
         return text
     return _join(base, text)

@@ -53,7 +53,10 @@ Duration = Annotated[str, BeforeValidator(_as_value_error(parse_seconds, keep_te
 Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=2**31)]
+Count = Annotated[int, Field(ge=1, le=2**20)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Epochs = Annotated[float, Field(gt=0, le=1e5)]
 Taps = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
@@ -70,13 +73,13 @@ class Data(Section):
     validation: Annotated[float | str, BeforeValidator(_share_or_split)] = Field(
         0.1, description="A split of its own, or the share held out of the training split."
     )
-    size: Count | None = Field(None, description="Side in pixels to which images of different sizes are brought.")
+    size: Side | None = Field(None, description="Side in pixels to which images of different sizes are brought.")
     labels_per_class: Count | None = Field(
         None,
         description="Labels kept a class for the arms; the rest is unlabelled. A teacher fitted by the run sees all.",
     )
     licence: str | None = Field(None, description="The data's licence, for the student's model card.")
-    workers: Count | None = Field(None, description="Decoding workers; the order of the data does not depend on it.")
+    workers: Threads | None = Field(None, description="Decoding workers; the order of the data does not depend on it.")
 
     @model_validator(mode="after")
     def _one_way(self) -> "Data":
@@ -96,11 +99,11 @@ class Input(Section):
     std: list[Positive] | None = Field(
         None, description="Channel standard deviations; the training split's by default."
     )
-    size: Count | None = Field(None, description="Side in pixels that the model sees; the data's by default.")
+    size: Side | None = Field(None, description="Side in pixels that the model sees; the data's by default.")
 
 
 class Fit(Section):
-    epochs: Positive = Field(description="Epochs over the labelled training images.")
+    epochs: Epochs = Field(description="Epochs over the labelled training images.")
     batch_size: Count = Field(128, description="Images a step.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
     lr: Positive = Field(0.1, description="Peak learning rate.")
@@ -165,7 +168,7 @@ def _default_phases() -> list[Phase]:
 
 
 class Views(Section):
-    crop: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="Pixels of padding for the random crop.")
+    crop: Annotated[int, Field(ge=0, le=512)] = Field(0, description="Pixels of padding for the random crop.")
     flip: bool = Field(False, description="Mirror half of the images.")
     policy: Literal["none", "strong"] = Field(
         "none", description="strong: colour, contrast, shift and erasing as well."
@@ -173,7 +176,7 @@ class Views(Section):
 
 
 class Train(Section):
-    epochs: Positive = Field(20.0, description="Length in passes over the training split; may be a fraction.")
+    epochs: Epochs = Field(20.0, description="Length in passes over the training split; may be a fraction.")
     batch_size: Count = Field(128, description="Images a step.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
     lr: Positive = Field(0.1, description="Peak learning rate.")
@@ -189,7 +192,7 @@ class Train(Section):
     keep: Literal["last", "best"] = Field("last", description="Which weights an arm ends with; best is by validation.")
     device: str = Field("auto", description="auto, cpu, or a torch device such as cuda:0.")
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast of the forward passes.")
-    threads: Count | None = Field(None, description="CPU threads of the training; all cores by default.")
+    threads: Threads | None = Field(None, description="CPU threads of the training; all cores by default.")
     clip: Positive | None = Field(None, description="Largest norm of the gradient; not clipped by default.")
     accumulate: Count = Field(1, description="Pieces a step's batch is passed in; the gradient is the whole batch's.")
     on_nonfinite: Literal["stop", "skip"] = Field(
@@ -209,7 +212,7 @@ class Budget(Section):
     memory: Size | None = Field(None, description="Largest peak memory over an empty model, as in 8 MB.")
     quality: Fraction | None = Field(None, description="Smallest test quality: 0.87.")
     runtime: Literal["onnxruntime"] = Field("onnxruntime", description="Where the limits are measured.")
-    threads: Count = Field(1, description="Threads of the runtime.")
+    threads: Threads = Field(1, description="Threads of the runtime.")
 
 
 class Recipe(Section):
@@ -222,7 +225,11 @@ class Recipe(Section):
     teacher: Teacher = Field(description="The large trained model.")
     student: Student = Field(description="The small model being trained.")
     distill: Distill = Field(default_factory=Distill, description="What is learned from the teacher.")
-    phases: list[Phase] = Field(default_factory=_default_phases, description="Stretches of the training, in order.")
+    phases: list[Phase] = Field(
+        default_factory=_default_phases,
+        description="Stretches of the training, in order: by default warmup 0.2 (easiest-first), distill 0.6 and "
+        "finetune 0.2 (alpha 0, no terms).",
+    )
     train: Train = Field(default_factory=Train, description="How the student's arms are trained.")
     compare: Compare = Field(default_factory=Compare, description="What the student is compared with.")
     budget: Budget = Field(default_factory=Budget, description="Limits that the artifact must meet.")

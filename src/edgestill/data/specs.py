@@ -13,6 +13,7 @@ from typing import Any
 from edgestill.data.hub import hub_split_names
 from edgestill.errors import UserError
 from edgestill.functions import FUNCTION, load_function
+from edgestill.paths import exists
 
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "valid", "val", "dev")}
 IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -37,17 +38,17 @@ def resolve(spec: str, base: Path) -> str:
     path = Path(function["file"] if function else spec).expanduser()
     absolute = base.absolute() / path
     if function:
-        if not _exists(absolute):
+        if not exists(absolute):
             raise UserError(f"data {spec!r} names a function of a file that is not there: {absolute}")
         return f"{absolute}:{function['name']}"
-    if _exists(absolute):
+    if exists(absolute):
         return str(absolute)
     if glob.has_magic(str(path)):
         pattern = str(path) if path.is_absolute() else str(Path(glob.escape(str(base.absolute()))) / path)
         if not glob.glob(pattern, recursive=True):
             raise UserError(f"data {spec!r} matches no file; {pattern} was looked for")
         return pattern
-    if hub_id(spec) and not _exists(base / spec.split("/")[0]):
+    if hub_id(spec) and not exists(base / spec.split("/")[0]):
         return spec
     raise UserError(f"data {spec!r} is not there; {absolute} was looked for")
 
@@ -85,7 +86,7 @@ def splits_of(data: str | Path | Callable[[], Any], base: Path | None = None) ->
             )
     elif Path(data).is_dir():
         found = folder_splits(Path(data))
-    elif hub_id(data) and not glob.has_magic(data) and not _exists(Path(data)):
+    elif hub_id(data) and not glob.has_magic(data) and not exists(Path(data)):
         found = _hub_splits(data)
     else:
         raise UserError(f"data {data!r} is a single file or pattern: name the splits as data.train and data.test")
@@ -128,13 +129,6 @@ def _hub_splits(name: str) -> dict[str, str]:
     available = hub_split_names(name)
     chosen = {split: [known for known in names if known in available] for split, names in SPLITS.items()}
     return {split: f"{name}:{known[0]}" for split, known in chosen.items() if known}
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a null byte
-        return False
 
 
 def _name(data: Any) -> str:

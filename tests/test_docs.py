@@ -1,0 +1,114 @@
+"""What the documentation shows works: recipes validate, marked Python runs, commands parse, links lead somewhere."""
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edgestill.cli import _parser
+from edgestill.reading import builtin
+from edgestill.recipe import Recipe, load_recipe, validate
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+USER_PAGES = [page for page in PAGES if page.name not in ("design.md", "log.md", "CHANGELOG.md")]
+"""The design page describes later features too."""
+BLOCK = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDED = {
+    "task": "image-classification",
+    "data": "photos",
+    "teacher": {"model": "nets.py:large", "weights": "large.safetensors"},
+    "student": {"model": "nets.py:small"},
+}
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return [found["text"] for found in BLOCK.finditer(page.read_text(encoding="utf-8")) if found["kind"] == kind]
+
+
+def snippets(kind: str, pages: list[Path] = USER_PAGES) -> list[object]:
+    return [
+        pytest.param(text, id=f"{page.name}-{number}")
+        for page in pages
+        for number, text in enumerate(blocks(page, kind), start=1)
+    ]
+
+
+def commands(page: Path) -> list[str]:
+    """Command lines of sh blocks and of inline code that begin with `edgestill`, and `make` lines."""
+    lines = [line for text in blocks(page, "sh") for line in text.splitlines()]
+    inline = re.findall(r"`(edgestill [^`\n]+)`", BLOCK.sub("", page.read_text(encoding="utf-8")))
+    return [line for line in (*lines, *inline) if "…" not in line]
+
+
+@pytest.mark.parametrize("text", snippets("yaml"))
+def test_recipes_and_pieces_of_recipes_validate(text: str) -> None:
+    shown = yaml.safe_load(text)
+    assert set(shown) <= set(Recipe.model_fields)
+    validate(shown if "task" in shown else NEEDED | shown)
+
+
+def test_readme_shows_a_whole_recipe() -> None:
+    assert any("task" in yaml.safe_load(text) for text in blocks(ROOT / "README.md", "yaml"))
+
+
+@pytest.mark.parametrize("text", snippets("python runnable"))
+def test_python_marked_runnable_runs_and_prints_what_its_comments_say(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(text, "snippet", "exec"), {"__name__": "snippet"})
+    expected = re.findall(r"^print\(.*\)  # (.+)$", text, re.MULTILINE)
+    assert printed.getvalue().splitlines() == expected
+
+
+@pytest.mark.parametrize("text", snippets("python") + snippets("python runnable"))
+def test_python_is_python(text: str) -> None:
+    compile(text, "snippet", "exec")
+
+
+@pytest.mark.parametrize("page", USER_PAGES, ids=lambda page: page.name)
+def test_commands_have_existing_verbs_and_flags(page: Path) -> None:
+    for line in commands(page):
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["edgestill"]:
+            options = _parser().parse_args(words[1:])
+            if getattr(options, "recipe", None) in builtin():
+                load_recipe(options.recipe, options.overrides)
+        elif words[:1] == ["make"]:
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
+
+
+def test_readme_lists_every_verb() -> None:
+    verbs = next(action for action in _parser()._actions if action.choices)
+    listed = re.findall(r"^\| `edgestill (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(verbs.choices or ())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith(("https://", "http://", "#")):
+            assert (page.parent / link.partition("#")[0]).exists(), f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_no_path_of_the_machine_they_were_written_on(page: Path) -> None:
+    assert not re.search(r"(?<![\w.])/(work|tmp|root|home)/|\.\./shared", page.read_text(encoding="utf-8"))
+
+
+def test_the_example_loop_is_short_and_its_student_learns() -> None:
+    example = ROOT / "examples" / "own_loop.py"
+    assert len(example.read_text(encoding="utf-8").splitlines()) < 40
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, check=True, timeout=120)
+    right = dict(re.findall(r"^(.+): ([\d.]+)% right", done.stdout, re.MULTILINE))
+    assert float(right["student"]) > float(right["labels alone"]) + 5

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def snippets(kind: str, pages: list[Path] = USER_PAGES) -> list[object]:
 
 
 def commands(page: Path) -> list[str]:
-    """Command lines of sh blocks and of inline code that begin with `edgestill`, and `make` lines."""
+    """Lines of sh blocks, and inline code that begins with `edgestill`."""
     lines = [line for text in blocks(page, "sh") for line in text.splitlines()]
     inline = re.findall(r"`(edgestill [^`\n]+)`", BLOCK.sub("", page.read_text(encoding="utf-8")))
     return [line for line in (*lines, *inline) if "…" not in line]
@@ -91,6 +92,19 @@ def test_readme_lists_every_verb() -> None:
     verbs = next(action for action in _parser()._actions if action.choices)
     listed = re.findall(r"^\| `edgestill (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(verbs.choices or ())
+
+
+def test_the_design_page_has_the_layers_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = [re.sub(r"[()]", "", layer) for layer in next(c["layers"] for c in contracts if "layers" in c)]
+    assert "\n".join(checked) + "\n" in blocks(ROOT / "docs" / "design.md", "")
+
+
+def test_the_design_page_names_every_room() -> None:
+    rooms = "".join(blocks(ROOT / "docs" / "design.md", ""))
+    names = [path.name for path in (ROOT / "src" / "edgestill").iterdir() if path.name[0] not in "._"]
+    assert [name for name in names if name.endswith(".py") and name not in rooms] == []
+    assert [name for name in names if "." not in name and f"{name}/" not in rooms] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

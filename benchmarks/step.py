@@ -166,7 +166,7 @@ def write(rounds: dict[str, list[float]], options: argparse.Namespace) -> None:
         f"on {hardware['cpu']}, {hardware['cores']} cores, Python {versions['python']}, torch {versions['torch']}."
     ]
     lines += [
-        f"ResNet-8 from ResNet-56, batch {BATCH}, 32×32, crop and flip, channels-last, float32. Of each turn the median",
+        f"ResNet-8 from ResNet-56, batch {BATCH}, 32×32, crop and flip, channels-last, float32. A turn's median",
         "step counts; median, least and most are over rounds. Random pixels: only time is measured.",
         "",
     ]

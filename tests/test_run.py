@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from edgestill import progress
+from edgestill import deliver, progress
 from edgestill import run as job
 from edgestill.assemble import assemble
 from edgestill.cli import main
@@ -99,20 +99,13 @@ def test_the_kept_student_is_that_of_the_seed_best_on_validation(digits):
 
 
 def test_the_student_folder_loads_without_edgestill(digits):
-    code = """
-import sys, json
-sys.modules["edgestill"] = None
-from model import student
-from safetensors.torch import load_file
-module = student(num_classes=10, in_channels=1)
-module.load_state_dict(load_file("model.safetensors"))
-print(sum(p.numel() for p in module.parameters()))
-"""
+    card = (digits / "student" / "README.md").read_text()
+    loading = card.partition("```python\n")[2].partition("```")[0]
+    code = f"import sys; sys.modules['edgestill'] = None\n{loading}\nprint(sum(p.numel() for p in module.parameters()))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=digits / "student", capture_output=True, text=True, check=True
     )
     assert int(done.stdout) == result_of(digits)["student"]["parameters"]
-    card = (digits / "student" / "README.md").read_text()
     assert all(line in card for line in summary(result_of(digits)))
     assert "Licences" in card
 
@@ -274,6 +267,8 @@ def test_a_loss_of_the_users_own_works_from_the_recipe(tmp_path):
     overrides = [*SMALL, f"distill.loss={tmp_path / 'mine.py'}:softened", "distill.options={share: 0.5}"]
     own = job.run(load_recipe("digits", overrides), tmp_path / "own", track=progress.silent, deliver_files=False)
     assert own["arms"]["student"]["mean"] > 0.3
+    with pytest.raises(UserError, match=r"unexpected keyword argument 'count'"):
+        assemble(load_recipe("digits", [*overrides, "train.accumulate=2"]), progress.silent)
     with pytest.raises(UserError, match=r"no option 'shore'; it has share"):
         assemble(load_recipe("digits", [*overrides, "distill.options={shore: 0.5}"]), progress.silent)
 
@@ -306,6 +301,17 @@ def test_a_missed_budget_is_exit_code_3_and_the_verdict_names_the_limit(tmp_path
     assert not budget["met"]
     assert not budget["size"]["met"]
     assert budget["size"]["limit"] == 1000
+
+
+def test_the_verdict_is_about_the_artifact_that_misses_by_least(small):
+    parts = assemble(load_recipe("digits", [*SMALL, "budget={size: 5 KB}"]), progress.silent)
+    artifacts = result_of(small)["artifacts"]
+    judged = deliver.verdict(parts, artifacts)
+    assert judged["artifact"] == min(artifacts, key=lambda artifact: artifact["bytes"])["name"]
+    assert not judged["met"]
+    generous = assemble(load_recipe("digits", [*SMALL, "budget={size: 5 MB}"]), progress.silent)
+    best = max(artifacts, key=lambda artifact: (artifact["quality"], -artifact["bytes"]))
+    assert deliver.verdict(generous, artifacts)["artifact"] == best["name"]
 
 
 def test_the_recipe_in_the_run_folder_is_resolved(small):

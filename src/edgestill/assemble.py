@@ -184,7 +184,7 @@ def assemble(recipe: Recipe, track: Track) -> Job:
         _tapped(teacher, [term.teacher for term in terms.values()], probes[1]),
     )
     job = Job(recipe, splits, teacher, default, terms, direct, phase_terms, examples, device)
-    _check_losses(job.objective(STUDENT), len(splits.train.classes), examples)
+    _check_losses(job.objective(STUDENT), len(splits.train.classes), examples, recipe.train.accumulate > 1)
     job.schedule(STUDENT)
     return job
 
@@ -313,11 +313,14 @@ def _tapped(model: Model, taps: list[str], probe: Tensor) -> dict[str, Tensor]:
     return recorded
 
 
-def _check_losses(objective: Objective, classes: int, examples: tuple[dict[str, Tensor], dict[str, Tensor]]) -> None:
+def _check_losses(
+    objective: Objective, classes: int, examples: tuple[dict[str, Tensor], dict[str, Tensor]], in_pieces: bool
+) -> None:
     """Every loss once, on the taps of zeros: one that does not take them is refused before any work."""
     logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.long)
+    counts = (2, 2) if in_pieces else None  # train.accumulate divides by the count of the whole batch
     try:
-        objective(logits, labels, Signal(logits, examples[1]), examples[0], alpha=0.5)
+        objective(logits, labels, Signal(logits, examples[1]), examples[0], alpha=0.5, counts=counts)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"distill: a loss does not take the models' logits or taps: {first_line(error)}") from error
 

@@ -17,13 +17,14 @@ def write(result: dict[str, Any]) -> str:
     for artifact in result.get("artifacts", []):
         shares = f"{percent(artifact['quality'])} | {percent(artifact['agreement'])}"
         lines.append(f"| {artifact['path']} | {shares} | {artifact['bytes']:,} | {artifact['latency_ms']['p50']:.3f} |")
-    lines += ["", "## Loading", "", "```python", *_loading(student["model"]), "```", ""]
+    lines += ["", "## Loading", "", "```python", *_loading(student["model"], student["options"]), "```", ""]
     lines += ["Input normalisation and class names are in `edgestill.json`.", "", "## Licences", ""]
     lines += [f"- {what}: {licence or _UNSTATED}" for what, licence in result["licences"].items()]
     return "\n".join(lines) + "\n"
 
 
-def _loading(spec: str) -> list[str]:
+def _loading(spec: str, options: dict[str, Any]) -> list[str]:
+    arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
     fill = [
         "from safetensors.torch import load_file",
         'module.load_state_dict(load_file("model.safetensors"))',
@@ -32,7 +33,7 @@ def _loading(spec: str) -> list[str]:
         name = "AutoModelForImageClassification"
         return [f"from transformers import {name}", f'module = {name}.from_pretrained(".")']
     if spec.startswith("timm:"):
-        create = f'module = timm.create_model("{spec[5:]}", num_classes=…)  # as in edgestill.json'
+        create = f'module = timm.create_model("{spec[5:]}", {arguments})'
         return ["import timm", create, *fill]
     function = spec.rpartition(":")[2]
-    return [f"from model import {function}", f"module = {function}(…)  # with the options in edgestill.json", *fill]
+    return [f"from model import {function}", f"module = {function}({arguments})", *fill]

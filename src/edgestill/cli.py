@@ -21,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"edgestill: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
-        print("edgestill: interrupted; the same command with --resume goes on", file=sys.stderr)
+        where = getattr(options, "out", None)
+        hint = f"; the same command with --out {where} --resume goes on" if where else ""
+        print(f"edgestill: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as in `edgestill schema | head`
         sys.stderr.close()
@@ -59,10 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = add(name, again, text)
         sub.add_argument("run", metavar="RUN", type=Path, help="a run folder")
-        _output(sub)
+        if again is not _report:
+            _output(sub)
     compare = add("compare", _compare, "several runs side by side")
     compare.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders")
-    _output(compare)
+    compare.add_argument("--json", action="store_true", help="print the results as JSON")
     add("recipes", _recipes, "the built-in recipes")
     add("schema", _schema, "the recipe's JSON Schema")
     return parser
@@ -85,7 +88,10 @@ def _do_run(options: argparse.Namespace, deliver: bool) -> int:
     from edgestill.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
+    from edgestill.folder import fresh
     from edgestill.run import run
+
+    options.out = options.out or fresh()
 
     result = run(recipe, options.out, resume=options.resume, track=_track(options), deliver_files=deliver)
     return _show(result, options)

@@ -106,7 +106,7 @@ def bench_artifacts(
 
 
 def verdict(job: Job, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The budget's verdict a limit, of the artifact that misses the fewest limits; the best one among equals."""
+    """The budget's verdict a limit, of the artifact that misses the limits by least; the best one among equals."""
     budget = job.recipe.budget
     limits: dict[str, tuple[float, Any]] = {}
     if budget.size is not None:
@@ -126,9 +126,15 @@ def verdict(job: Job, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
             judged[name] = {"limit": limit, "value": value, "met": bool(met)}
         return judged
 
-    verdicts = [(artifact, judge(artifact)) for artifact in artifacts]
-    chosen, judged = max(
-        verdicts, key=lambda pair: (sum(v["met"] for v in pair[1].values()), pair[0]["quality"], -pair[0]["bytes"])
+    def missed_by(judged: dict[str, dict[str, Any]]) -> float:
+        """How far the limits are missed, each relative to itself."""
+        return sum(
+            float(abs(v["value"] - v["limit"]) / max(v["limit"], 1e-12)) for v in judged.values() if not v["met"]
+        )
+
+    chosen, judged = min(
+        ((artifact, judge(artifact)) for artifact in artifacts),
+        key=lambda pair: (missed_by(pair[1]), -pair[0]["quality"], pair[0]["bytes"]),
     )
     return {"met": all(v["met"] for v in judged.values()), "artifact": chosen["name"], **judged}
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ _PACKAGES = (
     "timm",
     "transformers",
 )
+
+
+def fresh() -> Path:
+    """A run folder named by the time."""
+    return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
 def create(out: Path, resume: bool) -> Path:

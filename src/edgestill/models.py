@@ -110,6 +110,7 @@ def _from_function(
         module = function(**arguments)
     except Exception as error:
         raise UserError(f"{spec} cannot be called with {arguments}: {first_line(error)}") from error
+    options |= arguments  # what a saved student is built with again
     if not isinstance(module, nn.Module):
         raise UserError(f"{spec} must return a torch.nn.Module; {type(module).__name__} came")
     return module, replace(default, channels=arguments.get("in_channels", default.channels))
@@ -124,8 +125,9 @@ def _from_timm(
         raise UserError(f"timm: models need timm (pip install 'edgestill[timm]'): {first_line(error)}") from error
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{closest(name, timm.list_models())}")
+    options |= {"num_classes": classes} | options
     try:
-        module = timm.create_model(name, **{"num_classes": classes} | options)
+        module = timm.create_model(name, **options)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"timm:{name} cannot be made with {options}: {first_line(error)}") from error
     declared: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]

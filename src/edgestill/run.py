@@ -53,7 +53,7 @@ def run(
     """
     torch.set_num_threads(cpu_threads(recipe))
     job = assemble(recipe, track)
-    place = folder.create(Path(out) if out is not None else _new_folder(), resume)
+    place = folder.create(Path(out) if out is not None else folder.fresh(), resume)
     result = _begin(job, place, resume)
     with folder.status(place, result):
         folder.cut_metrics(place, partial(saved_step, place))
@@ -63,10 +63,6 @@ def run(
             _deliver(job, student, place, result, track)
             _write_card(place, result)
     return result | {"report": str(report.write(place))}
-
-
-def _new_folder() -> Path:
-    return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
 def _begin(job: Job, place: Path, resume: bool) -> Result:
@@ -138,6 +134,7 @@ def _train_all(
     ]
     result["student"] = {
         "model": student.spec,
+        "options": student.options,
         "seed": chosen.seed,
         "parameters": student.parameters,
         "flops": flops(student),

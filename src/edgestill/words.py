@@ -31,7 +31,7 @@ def summary(result: Result) -> list[str]:
     seeds = len(student["seeds"])
     over = f", mean of {seeds} seeds" if seeds > 1 else ""
     kept = f"{percent(student['mean'])} of {percent(teacher['quality'])} accuracy{over}"
-    lines.append(f"kept     {student['retained'] * 100:.1f} % of the teacher: {kept}")
+    lines.append(f"kept     {student['retained'] * 100:.1f} % of the teacher above chance: {kept}")
     if difference := student.get("difference"):
         low, high = difference["interval"]
         baseline = result["arms"]["baseline"]["mean"]

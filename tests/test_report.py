@@ -256,3 +256,14 @@ def test_writing_a_report_imports_no_torch_and_no_pyplot(whole: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, str(whole)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_teacher_that_knew_the_validation_images_is_remarked(tmp_path):
+    run = write_run(tmp_path)
+    result = load_result(run)
+    result["teacher"] |= {"quality": 0.9, "validation_quality": 0.91}
+    save_result(run, result)
+    assert "trained on these validation images" not in write(run).read_text()
+    result["teacher"]["validation_quality"] = 0.99
+    save_result(run, result)
+    assert "trained on these validation images" in write(run).read_text()

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -188,7 +189,7 @@ def environment(threads: int, fingerprints: dict[str, str], seeds: list[int], de
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "threads": threads,
         "git_commit": _git_commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": shlex.join(["edgestill", *sys.argv[1:]]),
         "seeds": seeds,
         "data": fingerprints,
     }

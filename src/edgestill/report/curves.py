@@ -31,8 +31,9 @@ def plots(
     """Whichever of the three have something to draw. `seed`: the one whose loss is shown."""
     schedule = result.get("schedule") or []
     teacher = (result.get("teacher") or {}).get("validation_quality")
+    note = _seen_before(result.get("teacher") or {}, of)
     found = (
-        _validation(schedule, metrics, of, roles, teacher),
+        _validation(schedule, metrics, of, roles, teacher, note),
         _loss(schedule, metrics, seed),
         _schedule(schedule),
     )
@@ -45,6 +46,7 @@ def _validation(
     of: Metric,
     roles: dict[str, Role],
     teacher: Any,
+    note: str,
 ) -> Plot | None:
     curves: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     for line in metrics:
@@ -78,7 +80,18 @@ def _validation(
         f"{arm} seed {seed} {words.quality(max(points)[1], of)}" for (arm, seed), points in sorted(curves.items())
     )
     svg = drawn("validation", WIDTH, HEIGHT, paint)
-    return Plot("Validation quality, a line a seed", f"At the last step: {last}.", svg)
+    return Plot("Validation quality, a line a seed", f"At the last step: {last}.", svg, note)
+
+
+def _seen_before(teacher: dict[str, Any], of: Metric) -> str:
+    """A remark where the teacher does clearly better on validation than on the test set."""
+    validation, test = teacher.get("validation_quality"), teacher.get("quality")
+    if not (words.known(validation) and words.known(test)) or not of.higher_is_better or validation - test < 0.03:
+        return ""
+    return (
+        f"The teacher has {words.quality(test, of)} on the test set: it was probably trained on these validation images, "
+        "and its line says nothing here."
+    )
 
 
 def _window(values: Sequence[float], teacher: Any, of: Metric) -> tuple[float, float]:

@@ -48,11 +48,13 @@ _STYLE: dict[Any, Any] = {
 
 
 class Plot(NamedTuple):
-    """One figure of the page: what it says in a line, what a reader who cannot see it hears, and the drawing."""
+    """One figure of the page: what it says in a line, what a reader who cannot see it hears, the drawing, and what to
+    know when reading it."""
 
     title: str
     description: str
     svg: str
+    note: str = ""
 
 
 @contextmanager

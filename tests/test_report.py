@@ -263,7 +263,7 @@ def test_a_teacher_that_knew_the_validation_images_is_remarked(tmp_path):
     result = load_result(run)
     result["teacher"] |= {"quality": 0.9, "validation_quality": 0.91}
     save_result(run, result)
-    assert "trained on these validation images" not in write(run).read_text()
+    assert "trained on these validation images" not in report.write(run).read_text()
     result["teacher"]["validation_quality"] = 0.99
     save_result(run, result)
-    assert "trained on these validation images" in write(run).read_text()
+    assert "trained on these validation images" in report.write(run).read_text()

@@ -89,8 +89,8 @@ def _seen_before(teacher: dict[str, Any], of: Metric) -> str:
     if not (words.known(validation) and words.known(test)) or not of.higher_is_better or validation - test < 0.03:
         return ""
     return (
-        f"The teacher has {words.quality(test, of)} on the test set: it was probably trained on these validation images, "
-        "and its line says nothing here."
+        f"The teacher has {words.quality(test, of)} on the test set: it was probably trained on these validation "
+        "images, and its line says nothing here."
     )
 
 

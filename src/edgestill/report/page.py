@@ -93,7 +93,7 @@ def _seed(folder: Folder) -> Any:
 
 
 def _shown(plots: list[Plot]) -> list[dict[str, Any]]:
-    return [{"title": plot.title, "description": plot.description, "svg": Markup(plot.svg)} for plot in plots]
+    return [{**plot._asdict(), "svg": Markup(plot.svg)} for plot in plots]
 
 
 def _class_table(found: classes.Accuracies) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import yaml
 from edgestill.errors import UserError
 
 RESULT, METRICS, RECIPE, ENVIRONMENT = "result.json", "metrics.jsonl", "recipe.yaml", "environment.json"
+PARTIAL = ".partial"
 _PACKAGES = (
     "edgestill",
     "torch",
@@ -42,15 +43,30 @@ def create(out: Path, resume: bool) -> Path:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out needs a folder; {out} is a file")
     result = read_json(out / RESULT) if (out / RESULT).is_file() else None
-    if result is None and out.is_dir() and any(out.iterdir()):
+    if result is None and out.is_dir() and _foreign(out, resume):
         raise UserError(f"--out needs a new or empty folder; {out} holds other files")
     if result is not None and not resume:
         raise UserError(f"{out} holds a run that is {result.get('status')}; give another --out, or --resume to go on")
+    if resume:
+        _sweep(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be made: {error.strerror}") from error
     return out
+
+
+def _foreign(out: Path, resume: bool) -> bool:
+    """Whether a folder without a result holds anything but what a run that was killed at its very beginning leaves."""
+    begun = {name + ending for name in (RECIPE, ENVIRONMENT, RESULT) for ending in ("", PARTIAL)} if resume else set()
+    return any(path.name not in begun for path in out.iterdir())
+
+
+def _sweep(out: Path) -> None:
+    """Removes what a killed process left half written."""
+    for path in out.rglob("*"):
+        if path.is_file() and (PARTIAL in path.name or path.name.startswith(".")):
+            path.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -66,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole, or leaves the previous one."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 

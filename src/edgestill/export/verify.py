@@ -81,7 +81,9 @@ def artifact_outputs(
 @torch.no_grad()
 def module_outputs(module: nn.Module, inputs: np.ndarray, batch: int = 64) -> np.ndarray:
     """What a copy of `module` answers in evaluation mode, on the CPU in float32: [N, ...] -> [N, C]."""
+    # one memory layout, whatever the training left: layouts round differently
     plain = copy.deepcopy(module).to("cpu", torch.float32).eval()
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     rows = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
     return torch.cat([plain(rows[i : i + batch]) for i in range(0, len(rows), batch)]).numpy()
 

@@ -93,32 +93,6 @@ def train(
     module.train()
     objective.train()
 
-    def backward(pieces: list[Batch], counts: tuple[int, int] | None, settings: Settings) -> Parts:
-        """Adds the pieces' gradients; the parts of the whole batch."""
-        whole: Parts | None = None
-        teacher_taps = sorted({objective.terms[name].teacher for name in settings.terms})
-        student_taps = sorted({objective.terms[name].student for name in settings.terms})
-        for piece in pieces:
-            signal = teacher(piece, teacher_taps) if teacher is not None and settings.phase.needs_teacher else None
-            autocast = torch.autocast(device.type, options.precision, enabled=options.precision != torch.float32)
-            with autocast, record(module, student_taps) as taps:
-                logits = forward(module, piece.inputs(student.input, device))
-            parts: Parts = objective(
-                logits,
-                piece.labels.to(device),
-                signal,
-                taps,
-                alpha=settings.alpha,
-                temperature=settings.temperature,
-                terms=settings.terms,
-                mask=None if piece.mask is None else piece.mask.to(device),
-                counts=counts,
-            )
-            parts.loss.backward()  # type: ignore[no-untyped-call]
-            whole = parts.detached() if whole is None else whole + parts.detached()
-        assert whole is not None
-        return whole
-
     def describe(step: int, part: str) -> str:
         samples = batch_at(step, schedule.at(step)).indices[:8].tolist()
         return f"the loss part {part!r} is not finite at step {step}, samples {samples} and others of its batch"
@@ -133,7 +107,7 @@ def train(
 
             state.optimizer.zero_grad(set_to_none=True)
             pieces = [batch] if options.accumulate == 1 else batch.pieces(options.accumulate)
-            parts = backward(pieces, batch.counts if len(pieces) > 1 else None, settings)
+            parts = _backward(student, objective, teacher, pieces, settings, device, options.precision)
             if before is not None and not state.finite(parts):
                 state.put_back(before)
                 trained.skipped += 1
@@ -168,6 +142,43 @@ def train(
     else:
         module.load_state_dict(state.current.state_dict())
     return trained
+
+
+def _backward(
+    student: Model,
+    objective: Objective,
+    teacher: Callable[[Batch, Sequence[str]], Signal] | None,
+    pieces: list[Batch],
+    settings: Settings,
+    device: torch.device,
+    precision: torch.dtype,
+) -> Parts:
+    """Adds the gradient of a batch, given in pieces, and returns its parts."""
+    whole: Parts | None = None
+    counts = [piece.counts for piece in pieces]
+    total = (sum(labelled for labelled, _ in counts), sum(samples for _, samples in counts))
+    teacher_taps = sorted({objective.terms[name].teacher for name in settings.terms})
+    student_taps = sorted({objective.terms[name].student for name in settings.terms})
+    for piece in pieces:
+        signal = teacher(piece, teacher_taps) if teacher is not None and settings.phase.needs_teacher else None
+        autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
+        with autocast, record(student.module, student_taps) as taps:
+            logits = forward(student.module, piece.inputs(student.input, device))
+        parts: Parts = objective(
+            logits,
+            piece.labels.to(device),
+            signal,
+            taps,
+            alpha=settings.alpha,
+            temperature=settings.temperature,
+            terms=settings.terms,
+            mask=None if piece.mask is None else piece.mask.to(device),
+            counts=total if len(pieces) > 1 else None,
+        )
+        parts.loss.backward()  # type: ignore[no-untyped-call]
+        whole = parts.detached() if whole is None else whole + parts.detached()
+    assert whole is not None
+    return whole
 
 
 class State:

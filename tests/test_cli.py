@@ -115,3 +115,62 @@ def test_schema_and_recipes_are_printed(capsys):
     assert {"task", "data", "teacher", "student", "distill", "phases"} <= schema["properties"].keys()
     assert main(["recipes"]) == 0
     assert {"digits", "cifar10-resnet8"} <= {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+
+
+USERS_CODE = """
+import torch
+from torch import nn
+
+class Branching(nn.Linear):
+    def forward(self, x):
+        raise KeyError("a")
+
+def raises(num_classes=10):
+    return Branching(64, num_classes)
+
+def empty(num_classes=10):
+    return nn.Flatten()
+
+def vector(student, teacher, *, temperature):
+    return (student - teacher).square().mean(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lr=1e300", "train.lr"),
+        ("distill.temperature=1e300", "distill.temperature"),
+        ("train.device=meta", "train.device"),
+        ("student.model=mine.py:raises", "does not take images"),
+        ("student.model=mine.py:empty", "no parameters"),
+        ("distill.loss=mine.py:vector", "not one number"),
+    ],
+)
+def test_code_and_numbers_of_the_users_are_refused_in_one_line(override, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(USERS_CODE)
+    assert main(["run", "digits", "--out", "out", "--set", override]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "digits", "--out", "x" * 300], ["run", "y" * 300], ["run", "digits", "--resume"]]
+)
+def test_names_too_long_and_resuming_nothing_are_refused(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["compare", "report"])
+def test_what_is_no_run_folder_is_refused(verb, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "result.json").write_text("[1]")
+    for name in ("file", "list"):
+        assert main([verb, str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1

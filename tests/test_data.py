@@ -449,3 +449,10 @@ def test_cifar10_as_published():
     assert np.bincount(images.labels).tolist() == [1000] * 10
     assert images.classes[0] == "airplane"
     assert 110 < images.pixels[:500].mean() < 130
+
+
+def test_a_hidden_folder_is_no_class(tmp_path):
+    for name in ("cat", "dog", ".ipynb_checkpoints"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / "train" / name / "a.png")
+    assert load_splits({"train": str(tmp_path / "train")}, cache=tmp_path / "cache")["train"].classes == ("cat", "dog")

@@ -128,11 +128,13 @@ def _train(
     resume: bool,
 ) -> Trained:
     torch.manual_seed(seed)
+    objective = job.objective(arm)
+    torch.manual_seed(seed)  # again: what the aligners drew must not shift the student's dropout against the baseline's
     return train(
         model,
         schedule=job.schedule(arm),
         batch_at=job.batches(arm, seed, ranks),
-        objective=job.objective(arm),
+        objective=objective,
         teacher=teacher,
         validate=job.validate(model.input),
         options=job.options(arm),

@@ -194,7 +194,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"train.device: {name!r} is not to be had here: {first_line(error)}") from error
     return device
@@ -211,7 +211,7 @@ def _check_files(recipe: Recipe) -> None:
     for key, spec in (("source", data.source), ("train", data.train), ("test", data.test), ("validation", validation)):
         if spec is not None:
             try:
-                resolve(spec, Path.cwd())
+                resolve(spec, Path(os.sep))
             except UserError as error:
                 raise UserError(f"data.{key}: {error}") from None
 
@@ -219,7 +219,7 @@ def _check_files(recipe: Recipe) -> None:
 def _splits(recipe: Recipe, track: Track) -> Splits:
     data = recipe.data
     named: dict[str, Any] = (
-        splits_of(data.source) if data.source is not None else {"train": data.train, "test": data.test}
+        splits_of(data.source, Path(os.sep)) if data.source is not None else {"train": data.train, "test": data.test}
     )
     for needed in ("train", "test"):
         if needed not in named:
@@ -232,6 +232,13 @@ def _splits(recipe: Recipe, track: Track) -> Splits:
         fit, validation = loaded["train"], loaded["validation"]
     else:
         fit, validation = hold_out(loaded["train"], float(data.validation), seed=0)
+    if len(fit.classes) < 2:
+        raise UserError(
+            f"data: at least two classes are needed; there is {', '.join(map(repr, fit.classes)) or 'none'}"
+        )
+    for name, images in (("validation", validation), ("test", loaded["test"])):
+        if not (images.labels >= 0).any():
+            raise UserError(f"data: the {name} split has no labels; it is what quality is measured on")
     if not (fit.labels >= 0).any():
         raise UserError(
             "data: the training split has no labels; at least some are needed, for the baseline and finetuning"
@@ -257,12 +264,14 @@ def _check_classes(role: str, model: Model, classes: tuple[str, ...]) -> None:
     try:
         with torch.no_grad():
             shape = forward(model.module.eval(), example(model.input, 2)).shape
-    except (RuntimeError, ValueError, AttributeError) as error:
+    except Exception as error:
         size = model.input
         raise UserError(
             f"the {role} {model.spec} does not take images of {size.channels}×{size.size}×{size.size}: "
             f"{first_line(error)}"
         ) from error
+    if model.parameters == 0:
+        raise UserError(f"the {role} {model.spec} has no parameters: there is nothing to learn or to keep")
     if len(shape) != 2 or shape[1] != len(classes):
         raise UserError(
             f"class counts differ: the {role} {model.spec} puts out {[*shape[1:]]}, the data has {len(classes)} classes"
@@ -320,8 +329,13 @@ def _check_losses(
     logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.long)
     counts = (2, 2) if in_pieces else None  # train.accumulate divides by the count of the whole batch
     try:
-        objective(logits, labels, Signal(logits, examples[1]), examples[0], alpha=0.5, counts=counts)
-    except (TypeError, ValueError, RuntimeError) as error:
+        parts = objective(logits, labels, Signal(logits, examples[1]), examples[0], alpha=0.5, counts=counts)
+        for name, value in parts.values.items():
+            if value.dim() != 0:
+                raise ValueError(f"{name} gives {[*value.shape]}, not one number")
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"distill: a loss does not take the models' logits or taps: {first_line(error)}") from error
 
 
@@ -338,4 +352,5 @@ def _loss(name: str, known: dict[str, Loss], options: dict[str, Any], where: str
 
 def cpu_threads(recipe: Recipe) -> int:
     """Threads of the training: as many as this process may use, unless the recipe says."""
-    return recipe.train.threads or len(os.sched_getaffinity(0))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return recipe.train.threads or allowed or 1

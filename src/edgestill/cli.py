@@ -91,6 +91,8 @@ def _do_run(options: argparse.Namespace, deliver: bool) -> int:
     from edgestill.folder import fresh
     from edgestill.run import run
 
+    if options.resume and not options.out:
+        raise UserError("--resume needs --out, the folder of the run to go on with")
     options.out = options.out or fresh()
 
     result = run(recipe, options.out, resume=options.resume, track=_track(options), deliver_files=deliver)

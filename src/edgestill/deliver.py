@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgestill.assemble import Job, cpu_threads
 from edgestill.bench.host import bench
-from edgestill.data.images import Images
+from edgestill.data.images import Images, spaced
 from edgestill.evaluate.classification import accuracy, inputs, logits
 from edgestill.export.onnx import export, quantize_int8
 from edgestill.export.verify import verify
@@ -106,7 +106,8 @@ def bench_artifacts(
 
 
 def verdict(job: Job, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The budget's verdict a limit, of the artifact that misses the limits by least; the best one among equals."""
+    """The budget's verdict a limit, of the artifact that misses the limits by least; the smallest among equals,
+    so that nothing is chosen by its quality on the test set."""
     budget = job.recipe.budget
     limits: dict[str, tuple[float, Any]] = {}
     if budget.size is not None:
@@ -134,20 +135,21 @@ def verdict(job: Job, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
 
     chosen, judged = min(
         ((artifact, judge(artifact)) for artifact in artifacts),
-        key=lambda pair: (missed_by(pair[1]), -pair[0]["quality"], pair[0]["bytes"]),
+        key=lambda pair: (missed_by(pair[1]), pair[0]["bytes"]),
     )
     return {"met": all(v["met"] for v in judged.values()), "artifact": chosen["name"], **judged}
 
 
 def _real_inputs(job: Job, expected: ImageInput, count: int) -> NDArray[np.float32]:
-    """The first `count` real images, from the test split on: float32 [N, C, H, W]."""
+    """`count` real images, from the test split on: float32 [N, C, H, W]."""
     parts: list[NDArray[np.float32]] = []
     for images in (job.splits.test, job.splits.validation, job.splits.train):
         left = count - sum(len(part) for part in parts)
         if left > 0:
-            parts.append(_first(images, expected, left))
+            parts.append(_some(images, expected, left))
     return np.concatenate(parts)
 
 
-def _first(images: Images, expected: ImageInput, count: int) -> NDArray[np.float32]:
-    return inputs(images, np.arange(min(count, len(images.labels))), expected)
+def _some(images: Images, expected: ImageInput, count: int) -> NDArray[np.float32]:
+    """Evenly spaced: a folder's images come class by class."""
+    return inputs(images, spaced(len(images.labels), count), expected)

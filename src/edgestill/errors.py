@@ -11,7 +11,7 @@ class UserError(Exception):
     """
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, in one line; its type where it says nothing.
 
     >>> first_line(ValueError("too long\\nby far")), first_line(KeyError())

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from edgestill.errors import UserError
+from edgestill.paths import exists
 
 RESULT, METRICS, RECIPE, ENVIRONMENT = "result.json", "metrics.jsonl", "recipe.yaml", "environment.json"
 PARTIAL = ".partial"
@@ -40,10 +41,10 @@ def fresh() -> Path:
 
 def create(out: Path, resume: bool) -> Path:
     """Makes the run folder; UserError where there is a file, a finished run, or something else."""
-    if out.exists() and not out.is_dir():
+    if exists(out) and not out.is_dir():
         raise UserError(f"--out needs a folder; {out} is a file")
-    result = read_json(out / RESULT) if (out / RESULT).is_file() else None
-    if result is None and out.is_dir() and _foreign(out, resume):
+    result = read_json(out / RESULT) if exists(out / RESULT) else None
+    if result is None and exists(out) and _foreign(out, resume):
         raise UserError(f"--out needs a new or empty folder; {out} holds other files")
     if result is not None and not resume:
         raise UserError(f"{out} holds a run that is {result.get('status')}; give another --out, or --resume to go on")
@@ -73,10 +74,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; UserError when there is none."""
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except OSError:
         raise UserError(f"{path.parent} is not a run folder: it has no {path.name}") from None
     except ValueError as error:
         raise UserError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a run's: it needs to be a JSON object")
     return value
 
 
@@ -108,7 +111,11 @@ def status(out: Path, result: dict[str, Any]) -> Iterator[None]:
     else:
         result["status"] = "done"
     finally:
-        write_json(out / RESULT, result)
+        try:
+            write_json(out / RESULT, result)
+        except ValueError:  # a number that JSON does not know: the status is told all the same
+            write_json(out / RESULT, {key: result[key] for key in ("version", "status", "error") if key in result})
+            raise
 
 
 def refuse_other(out: Path, recipe: str, environment: dict[str, Any]) -> None:

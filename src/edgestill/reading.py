@@ -57,7 +57,7 @@ def read(recipe: str | Path, overrides: Sequence[str], defaults: dict[str, Any])
     Raises UserError for a file that is not there or not YAML, and for an override that leads nowhere.
     """
     path = builtin().get(str(recipe), Path(recipe))
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         names = [*builtin()]
         raise UserError(
             f"no recipe file {str(recipe)!r}, and no built-in one ({', '.join(names)}){closest(str(recipe), names)}"

@@ -52,6 +52,7 @@ Size = Annotated[str, BeforeValidator(_as_value_error(parse_bytes, keep_text=Tru
 Duration = Annotated[str, BeforeValidator(_as_value_error(parse_seconds, keep_text=True))]
 Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -106,7 +107,7 @@ class Fit(Section):
     epochs: Epochs = Field(description="Epochs over the labelled training images.")
     batch_size: Count = Field(128, description="Images a step.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
-    lr: Positive = Field(0.1, description="Peak learning rate.")
+    lr: Rate = Field(0.1, description="Peak learning rate.")
     weight_decay: NonNegative = Field(5e-4, description="Decoupled for adamw, L2 for sgd.")
 
 
@@ -141,7 +142,7 @@ class Term(Section):
 class Distill(Section):
     loss: Annotated[str, AfterValidator(_loss_name(SOFT_LOSSES))] = Field("kl", description="D of the soft part.")
     alpha: Fraction = Field(0.9, description="Weight of the teacher: (1 − alpha)·CE + alpha·D.")
-    temperature: Positive = Field(4.0, description="T of the soft part, which includes the factor T².")
+    temperature: Rate = Field(4.0, description="T of the soft part, which includes the factor T².")
     options: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the loss.")
     terms: list[Term] = Field(default_factory=list, description="Losses over taps, added with their weights.")
 
@@ -154,8 +155,8 @@ class Phase(Section):
         description="easiest-first: by the teacher's own loss, ranked within class; the admitted part grows to all.",
     )
     alpha: Fraction | None = Field(None, description="distill.alpha unless given.")
-    temperature: Positive | None = Field(None, description="distill.temperature unless given.")
-    lr: Positive | None = Field(None, description="train.lr unless given; the schedule's shape is kept.")
+    temperature: Rate | None = Field(None, description="distill.temperature unless given.")
+    lr: Rate | None = Field(None, description="train.lr unless given; the schedule's shape is kept.")
     terms: list[Term] | None = Field(None, description="distill.terms unless given.")
 
 
@@ -179,7 +180,7 @@ class Train(Section):
     epochs: Epochs = Field(20.0, description="Length in passes over the training split; may be a fraction.")
     batch_size: Count = Field(128, description="Images a step.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9.")
-    lr: Positive = Field(0.1, description="Peak learning rate.")
+    lr: Rate = Field(0.1, description="Peak learning rate.")
     lr_ramp: Fraction = Field(0.05, description="Share of all steps over which the learning rate rises.")
     lr_shape: Literal["cosine", "constant"] = Field("cosine", description="What follows the ramp.")
     weight_decay: NonNegative = Field(5e-4, description="Decoupled for adamw, L2 for sgd.")

@@ -33,11 +33,14 @@ def summary(result: Result) -> list[str]:
     kept = f"{percent(student['mean'])} of {percent(teacher['quality'])} accuracy{over}"
     lines.append(f"kept     {student['retained'] * 100:.1f} % of the teacher above chance: {kept}")
     if difference := student.get("difference"):
-        low, high = difference["interval"]
+        interval = "no interval"
+        if difference["interval"]:
+            low, high = difference["interval"]
+            interval = f"95 % interval {points(low)} … {points(high)}"
         baseline = result["arms"]["baseline"]["mean"]
         lines.append(
             f"gained   {points(difference['mean'])} points over the baseline's {percent(baseline)}, "
-            f"95 % interval {points(low)} … {points(high)} over {difference['over']}"
+            f"{interval} over {difference['over']}"
         )
     if artifact := smallest_kept(result):
         lines += _artifact(artifact, teacher)

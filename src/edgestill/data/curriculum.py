@@ -21,14 +21,15 @@ def draw(step: int, pool: NDArray[np.int64], batch_size: int, seed: int) -> tupl
 def draw_easiest(
     step: int, ranks: NDArray[np.float64], admitted: float, batch_size: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices [B] of a step drawn from the samples whose rank is below `admitted`, and the epoch [B] of each.
+    """Indices [B] of a step drawn from the samples whose rank is below `admitted`, and the epoch [B] of each: the
+    step, so that a sample that is drawn again comes in another view.
 
     Without repetition inside a batch where enough are admitted.
     """
     pool = np.flatnonzero(ranks < admitted)
     generator = np.random.default_rng([seed, step, 1])
     chosen = generator.choice(pool, batch_size, replace=len(pool) < batch_size)
-    return chosen, np.full(batch_size, step * batch_size // len(ranks), dtype=np.int64)
+    return chosen, np.full(batch_size, step, dtype=np.int64)
 
 
 def ranks_within_class(losses: NDArray[np.floating], classes: NDArray[np.int64]) -> NDArray[np.float64]:

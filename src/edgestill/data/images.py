@@ -71,6 +71,15 @@ class Selected:
         return self.pixels[self.rows[rows]]
 
 
+def spaced(total: int, count: int) -> Indices:
+    """`count` of `total` rows, evenly spaced; all of them where there are fewer.
+
+    >>> spaced(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return np.linspace(0, total - 1, min(count, total)).astype(np.int64)
+
+
 def subset(images: Images, indices: npt.ArrayLike) -> Images:
     """The samples at `indices` [B], in that order; the pixels are not copied.
 

@@ -70,11 +70,16 @@ def load_splits(
     }
 
 
+MOST_CLASSES = 1_000_000
+
+
 def _agree_on_classes(read: dict[str, Split]) -> tuple[tuple[str, ...], dict[str, Labels]]:
     """The classes of all splits, and each split's labels as places among them."""
     named = [read[split] for split in SPLITS if split in read and read[split].names is not None]
-    highest = max((int(part.labels.max()) for part in read.values()), default=-1)
+    highest = max((int(part.labels.max(initial=-1)) for part in read.values()), default=-1)
     reference = named[0].names if named else None
+    if reference is None and highest >= MOST_CLASSES:
+        raise UserError(f"labels without class names may go up to {MOST_CLASSES - 1}; {highest} came: are they labels?")
     classes = reference if reference is not None else tuple(str(label) for label in range(highest + 1))
     labels = {}
     for split, part in read.items():

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from edgestill.data.encoded import Encoded
 from edgestill.data.hub import one_line, quiet
 from edgestill.data.specs import IMAGE_ENDINGS, called, folder_splits, hub_id, resolve
-from edgestill.errors import UserError
+from edgestill.errors import UserError, first_line
 from edgestill.functions import FUNCTION
 
 Labels = npt.NDArray[np.int64]
@@ -106,7 +106,9 @@ def _image_folder(folder: Path, source: str) -> Any:
         found = (path for path in place.glob(pattern) if path.suffix.lower() in IMAGE_ENDINGS and path.name[0] != ".")
         return sorted(str(path) for path in found)
 
-    by_class = {path.name: images(path, "**/*") for path in sorted(folder.iterdir()) if path.is_dir()}
+    by_class = {
+        path.name: images(path, "**/*") for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."
+    }
     by_class = {name: files for name, files in by_class.items() if files}
     files = [file for found in by_class.values() for file in found] or images(folder, "*")
     if not files:
@@ -132,7 +134,10 @@ def _from_table(table: Any, source: str) -> Split:
     values = table.data.column(label)
     if not any(kind in str(values.type) for kind in ("int", "null")) or "<" in str(values.type):
         raise UserError(f"{source}: column {label!r} needs whole numbers; it has {values.type}")
-    labels = values.cast("int64").fill_null(-1).to_numpy()
+    try:
+        labels = values.cast("int64").fill_null(-1).to_numpy()
+    except ValueError as error:  # pyarrow's, of a number beyond 64 bits
+        raise UserError(f"{source}: column {label!r} has no class numbers: {first_line(error)}") from error
     names = getattr(table.features[label], "names", None)
     return Split(Encoded(column.chunks, source), np.asarray(labels, np.int64), tuple(names) if names else None, source)
 

@@ -31,6 +31,8 @@ def over_samples(student_right: NDArray[np.bool_], baseline_right: NDArray[np.bo
     says nothing of other seeds."""
     differences = student_right.astype(np.float64) - baseline_right.astype(np.float64)
     mean = float(differences.mean())
+    if len(differences) < 2:
+        return Difference(mean, None, "test samples")
     half = 1.96 * float(differences.std(ddof=1)) / sqrt(len(differences))
     return Difference(mean, (mean - half, mean + half), "test samples")
 

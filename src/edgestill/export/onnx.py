@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgestill.errors import UserError
+from edgestill.errors import UserError, first_line
 
 CALIBRATION_BATCH = 32
 
@@ -36,16 +36,23 @@ def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # Two rows: torch.export may take an axis of size one for a constant.
     rows = example[:1].detach().to("cpu", torch.float32).expand(2, *example.shape[1:]).contiguous()
-    with _quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            plain,
-            (rows,),
-            dynamo=True,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-            verbose=False,
-        )
+    try:
+        with _quiet_exporter(), torch.no_grad():
+            program = torch.onnx.export(
+                plain,
+                (rows,),
+                dynamo=True,
+                input_names=["input"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        raise UserError(
+            f"{type(module).__name__} cannot be exported to ONNX: {first_line(cause)}; a forward pass without "
+            "branches on the values of tensors can"
+        ) from error
     assert program is not None
     model = program.model_proto
     _name_batch(model)

@@ -57,9 +57,11 @@ def _object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} needs to be JSON; line {error.lineno} is not: {error.msg}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a run's: it needs to be a JSON object")
     return value
 
 

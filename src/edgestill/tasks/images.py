@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from edgestill.data.images import Images
+from edgestill.data.images import Images, spaced
 from edgestill.data.views import augment, uniform
 from edgestill.models import ImageInput
 
@@ -117,7 +117,7 @@ def prepare(pixels: Tensor, expected: ImageInput) -> Tensor:
 
 
 def statistics(images: Images, limit: int = 5000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel, of pixels in 0…1, over the first `limit` images."""
-    pixels = np.asarray(images.pixels[np.arange(min(limit, len(images.labels)))], dtype=np.float64) / 255
+    """Mean and standard deviation a channel, of pixels in 0…1, over `limit` images, evenly spaced."""
+    pixels = np.asarray(images.pixels[spaced(len(images.labels), limit)], dtype=np.float64) / 255
     mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
     return tuple(mean.round(4).tolist()), tuple(np.maximum(std.round(4), 1e-3).tolist())

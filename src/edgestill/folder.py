@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,7 @@ def cut_metrics(out: Path, steps: Callable[[str, int], float]) -> None:
     path = out / METRICS
     if not path.is_file():
         return
+    steps = cache(steps)  # reading a checkpoint a line would be slow
     kept = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:

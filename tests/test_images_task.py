@@ -182,3 +182,13 @@ def test_a_constant_channel_can_be_normalised():
     mean, std = statistics(blank)
     assert std[0] > 0
     assert torch.isfinite(prepare(torch.from_numpy(blank.pixels), ImageInput(1, 4, mean, std))).all()
+
+
+def test_mixup_keeps_every_label_to_learn_from():
+    """With few labels a random partner rarely has one: a labelled sample is mixed with a labelled one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 1), dtype=np.uint8)
+    labels = np.where(np.arange(100) % 10 == 0, np.arange(100) % 3, -1)
+    images = Images(pixels, labels, ("a", "b", "c"), "f", "test")
+    rows = np.arange(100)
+    mixed = batch(images, rows, np.zeros(100, np.int64), Views(mixup=0.4), seed=0)
+    assert mixed.mask.tolist() == (labels >= 0).tolist()

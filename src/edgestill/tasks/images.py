@@ -95,6 +95,10 @@ def _mix(
 
     draws = uniform(seed, epochs, indices, 2, stream=_MIXUP)
     partners = pool[(draws[:, 0] * len(pool)).astype(np.int64)]
+    labelled_pool = pool[images.labels[pool] >= 0]
+    if len(labelled_pool):  # a labelled sample gets a labelled partner, or few labels would be left to learn from
+        labelled = images.labels[indices] >= 0
+        partners[labelled] = labelled_pool[(draws[labelled, 0] * len(labelled_pool)).astype(np.int64)]
     share = torch.from_numpy(beta.ppf(draws[:, 1], views.mixup, views.mixup).astype(np.float32))
     others = torch.from_numpy(_view(images, partners, epochs, views, seed))
     weight = share[:, None, None, None]

@@ -17,7 +17,7 @@ def points(difference: float) -> str:
     return f"{difference * 100:+.2f}"
 
 
-def smallest_kept(result: Result) -> dict[str, Any] | None:
+def judged_artifact(result: Result) -> dict[str, Any] | None:
     """The artifact that the budget's verdict is about."""
     artifacts: list[dict[str, Any]] = result.get("artifacts", [])
     name = result.get("budget", {}).get("artifact")
@@ -42,7 +42,7 @@ def summary(result: Result) -> list[str]:
             f"gained   {points(difference['mean'])} points over the baseline's {percent(baseline)}, "
             f"{interval} over {difference['over']}"
         )
-    if artifact := smallest_kept(result):
+    if artifact := judged_artifact(result):
         lines += _artifact(artifact, teacher)
         lines += _budget(result["budget"])
     return lines
@@ -54,7 +54,7 @@ def comparison(results: dict[str, Result]) -> str:
         ("run", "teacher", "baseline", "student", "gained", "artifact", "quality", "bytes", "p50 ms")
     ]
     for name, result in results.items():
-        arms, artifact = result.get("arms", {}), smallest_kept(result)
+        arms, artifact = result.get("arms", {}), judged_artifact(result)
         student = arms.get("student")
         mean = [percent(arms[arm]["mean"]) if arm in arms else "–" for arm in ("baseline", "student")]
         gained = points(student["difference"]["mean"]) if student and "difference" in student else "–"

@@ -3,6 +3,8 @@
 Shapes: B batch, C classes or channels, H height, W width.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -20,14 +22,9 @@ from edgestill.losses import (
     kl,
 )
 from edgestill.losses.reduce import masked_mean
-
-B, C = 6, 5
-LABELS = torch.tensor([0, 4, -1, 2, 2, -1])
-VALID = torch.tensor([True, True, False, True, False, True])
-
-
-def random(*shape: int, seed: int = 0, scale: float = 2.0) -> torch.Tensor:
-    return scale * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+from loss_cases_logits import LOGITS
+from loss_cases_relations import RELATIONS
+from loss_checks import CHECKS, LABELS, VALID, B, C, Case, random
 
 
 def kl_reference(student: np.ndarray, teacher: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -59,143 +56,31 @@ def rows_of_probabilities(student: torch.Tensor, places: torch.Tensor) -> torch.
 
 
 PROBABILITIES = torch.from_numpy(softmax(random(B, C, seed=7).numpy(), axis=-1))
-DISTILLED = {
-    "kl": (lambda s, t, **k: kl(s, t, temperature=3.0, **k), lambda s, t: kl_reference(s, t, 3.0), (B, C), (B, C)),
-    "hint": (hint, hint_reference, (B, 3, 4, 4), (B, 3, 4, 4)),
-    "hint of vectors": (hint, hint_reference, (B, C), (B, C)),
-    "attention_transfer": (attention_transfer, attention_reference, (B, 3, 4, 4), (B, 7, 4, 4)),
-    "attention_transfer, power 3": (
-        lambda s, t, **k: attention_transfer(s, t, power=3.0, **k),
-        lambda s, t: attention_reference(s, t, 3.0),
-        (B, 3, 4, 4),
-        (B, 7, 4, 4),
+BASIC = {
+    "kl": Case(partial(kl, temperature=3.0), partial(kl_reference, temperature=3.0), (B, C), (B, C)),
+    "hint": Case(hint, hint_reference, (B, 3, 4, 4), (B, 3, 4, 4)),
+    "hint of vectors": Case(hint, hint_reference, (B, C), (B, C)),
+    "attention_transfer": Case(attention_transfer, attention_reference, (B, 3, 4, 4), (B, 7, 4, 4)),
+    "attention_transfer, power 3": Case(
+        partial(attention_transfer, power=3.0), partial(attention_reference, power=3.0), (B, 3, 4, 4), (B, 7, 4, 4)
     ),
-    "cross_entropy of probabilities": (
+    "cross_entropy of probabilities": Case(
         lambda s, t, **k: cross_entropy(s, rows_of_probabilities(s, t), smoothing=0.1, **k),
         lambda s, t: cross_entropy_reference(s, PROBABILITIES.numpy()[t.astype(int)[:, 0]], 0.1),
         (B, C),
-        None,
+        (B, 1),
+        equal=None,
+        # the row of PROBABILITIES that each sample has for its label, so that rows can be moved and masked
+        make_teacher=lambda: torch.arange(B, dtype=torch.float64)[:, None],
     ),
 }
-FROM_A_TEACHER = [name for name in DISTILLED if not name.startswith("cross_entropy")]
+CASES = BASIC | LOGITS | RELATIONS
 
 
-def case(name: str):
-    loss, reference, student_shape, teacher_shape = DISTILLED[name]
-    # cross_entropy: the row of PROBABILITIES that each sample has for its label, so that rows can be moved and masked
-    teacher = torch.arange(B, dtype=torch.float64)[:, None] if teacher_shape is None else random(*teacher_shape, seed=1)
-    return loss, reference, random(*student_shape), teacher
-
-
-@pytest.mark.parametrize("name", DISTILLED)
-def test_value_is_the_mean_over_the_batch_of_the_formula(name):
-    loss, reference, student, teacher = case(name)
-    rows = reference(student.numpy(), teacher.numpy())
-    assert rows.shape == (B,)
-    np.testing.assert_allclose(loss(student, teacher).item(), rows.mean(), rtol=1e-12)
-    np.testing.assert_allclose(loss(student, teacher, mask=VALID).item(), rows[VALID.numpy()].mean(), rtol=1e-12)
-    np.testing.assert_allclose(loss(student.float(), teacher.float()).item(), rows.mean(), rtol=2e-6)
-
-
-@pytest.mark.parametrize("name", DISTILLED)
-def test_gradient_is_the_derivative_of_the_value(name):
-    loss, _, student, teacher = case(name)
-    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_())
-    assert torch.autograd.gradcheck(lambda s: loss(s, teacher, mask=VALID), student.requires_grad_())
-
-
-@pytest.mark.parametrize("name", FROM_A_TEACHER)
-def test_the_teacher_gets_no_gradient(name):
-    loss, _, student, teacher = case(name)
-    teacher.requires_grad_()
-    loss(student.requires_grad_(), teacher).backward()
-    assert teacher.grad is None
-    assert student.grad.abs().sum() > 0
-    assert not loss(student.detach(), teacher).requires_grad
-
-
-@pytest.mark.parametrize("name", FROM_A_TEACHER)
-def test_a_loss_against_a_teacher_is_zero_at_equality_alone(name):
-    loss, _, student, _ = case(name)
-    student.requires_grad_()
-    value = loss(student, student.detach())
-    value.backward()
-    assert abs(value.item()) < 1e-15
-    assert student.grad.abs().max() < 1e-15
-    assert loss(student, student.detach() + random(*student.shape, seed=3)).item() > 1e-3
-
-
-@pytest.mark.parametrize("name", DISTILLED)
-@pytest.mark.parametrize("garbage", [0.0, 1e30, float("nan"), float("inf"), float("-inf")])
-def test_what_is_masked_reaches_neither_the_value_nor_the_gradient(name, garbage):
-    loss, _, student, teacher = case(name)
-    clean = student.clone().requires_grad_()
-    expected = loss(clean, teacher, mask=VALID)
-    expected.backward()
-
-    dirty, dirty_teacher = student.clone(), teacher.clone()
-    dirty[~VALID] = garbage
-    if not name.startswith("cross_entropy"):
-        dirty_teacher[~VALID] = -garbage
-    dirty.requires_grad_()
-    value = loss(dirty, dirty_teacher, mask=VALID)
-    value.backward()
-    assert torch.equal(value, expected)
-    assert torch.equal(dirty.grad, clean.grad)
-    assert torch.equal(dirty.grad[~VALID], torch.zeros_like(dirty.grad[~VALID]))
-
-
-@pytest.mark.parametrize("name", DISTILLED)
-def test_the_order_of_the_batch_does_not_matter(name):
-    loss, _, student, teacher = case(name)
-    order = torch.randperm(B, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(loss(student[order], teacher[order]), loss(student, teacher), rtol=1e-14, atol=0)
-    moved = loss(student[order], teacher[order], mask=VALID[order])
-    torch.testing.assert_close(moved, loss(student, teacher, mask=VALID), rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize("name", DISTILLED)
-@pytest.mark.parametrize("split", [1, 3])
-def test_parts_of_a_batch_with_the_global_count_sum_to_the_whole(name, split):
-    loss, _, student, teacher = case(name)
-    student.requires_grad_()
-    whole = loss(student, teacher, mask=VALID)
-    (expected,) = torch.autograd.grad(whole, student)
-    parts = [
-        loss(student[rows], teacher[rows], mask=VALID[rows], count=VALID.sum())
-        for rows in (slice(split), slice(split, None))
-    ]
-    (gradient,) = torch.autograd.grad(sum(parts), student)
-    torch.testing.assert_close(sum(parts), whole, rtol=1e-14, atol=0)
-    torch.testing.assert_close(gradient, expected, rtol=1e-13, atol=1e-16)
-    torch.testing.assert_close(loss(student, teacher, count=2 * B), loss(student, teacher) / 2, rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize("name", DISTILLED)
-def test_nothing_valid_is_a_loss_of_zero_with_a_gradient_of_zero(name):
-    loss, _, student, teacher = case(name)
-    student.requires_grad_()
-    value = loss(student, teacher, mask=torch.zeros(B, dtype=torch.bool))
-    value.backward()
-    assert value.item() == 0
-    assert torch.equal(student.grad, torch.zeros_like(student))
-    assert loss(student[:0], teacher[:0]).item() == 0
-
-
-@pytest.mark.parametrize("name", DISTILLED)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_inputs_are_summed_in_float32(name, dtype):
-    loss, reference, student, teacher = case(name)
-    student, teacher = student.to(dtype), teacher.to(dtype)
-    value = loss(student, teacher)
-    assert value.dtype == torch.float32
-    # the inputs' own rounding apart, nothing is lost: the reference sees the rounded inputs
-    np.testing.assert_allclose(value.item(), reference(student.double().numpy(), teacher.double().numpy()).mean(), 1e-5)
-    student.requires_grad_()
-    loss(student, teacher).backward()
-    wide = student.detach().double().requires_grad_()
-    loss(wide, teacher.double()).backward()
-    torch.testing.assert_close(student.grad.double(), wide.grad, rtol=1e-2, atol=1e-4)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("name", CASES)
+def test_every_loss(name, check):
+    check(CASES[name])
 
 
 def test_bf16_inputs_cost_a_percent():

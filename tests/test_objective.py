@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgestill.aligners import ConvAligner
+from edgestill.aligners import MapAligner
 from edgestill.errors import UserError
 from edgestill.losses import attention_transfer, cross_entropy, hint, kl
-from edgestill.objective import Objective, Term
+from edgestill.objective import BALANCE_STEPS, Objective, Term
 from edgestill.signals import Signal
 
 B, C = 5, 3
@@ -115,7 +115,7 @@ def test_label_smoothing_and_a_mask_reach_the_hard_part_alone():
 def test_aligners_stand_where_shapes_differ_and_train_with_the_objective():
     terms = {"same": Term(hint, "s1", "t1"), "other": Term(hint, "s2", "t2")}
     objective = Objective(terms=terms, examples=(TAPS, TEACHER_TAPS))
-    assert [type(aligner) for aligner in objective.aligners] == [nn.Identity, ConvAligner]
+    assert [type(aligner) for aligner in objective.aligners] == [nn.Identity, MapAligner]
     parts = objective(LOGITS, LABELS, SIGNAL, TAPS)
     parts.loss.backward()
     assert [*objective.parameters()]
@@ -149,11 +149,111 @@ def test_options_bound_to_a_loss_hold():
     torch.testing.assert_close(parts.values["soft"], 7 * kl(LOGITS, TEACHER, temperature=2.0))
 
 
-def test_direct_terms_demand_equal_shapes():
+def test_terms_without_an_aligner_demand_equal_shapes():
     examples = (TAPS, TEACHER_TAPS)
-    Objective(terms={"same": Term(hint, "s1", "t1")}, examples=examples, direct=["same"])
-    with pytest.raises(UserError, match=r"'s2' has \[8, 3, 3\], teacher tap 't2' \[16, 4, 4\]: use `map: width`"):
-        Objective(terms={"other": Term(hint, "s2", "t2")}, examples=examples, direct=["other"])
+    Objective(terms={"same": Term(hint, "s1", "t1", aligner="none")}, examples=examples)
+    with pytest.raises(UserError, match=r"'s2' .* 't2': .* \[8, 3, 3\] and \[16, 4, 4\] came: use `map: width`"):
+        Objective(terms={"other": Term(hint, "s2", "t2", aligner="none")}, examples=examples)
+
+
+class Both(nn.Module):
+    """A module of a loss: sees both sides and the samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("seen", torch.zeros(B, dtype=torch.long))
+
+    def forward(self, student, teacher, indices):
+        self.seen += indices
+        return self.scale * student, teacher
+
+
+def test_a_loss_with_a_module_gets_what_it_makes_of_both_sides():
+    terms = {"own": Term(hint, "s1", "t1", module=Both)}
+    objective, indices = Objective(terms=terms), torch.arange(B)
+    parts = objective(LOGITS, LABELS, SIGNAL, TAPS, indices=indices)
+    torch.testing.assert_close(parts.values["own"], hint(2 * TAPS["s1"], TEACHER_TAPS["t1"]))
+    parts.loss.backward()
+    assert objective.aligners[0].scale.grad.abs() > 0
+    again = Objective(terms=terms)
+    again.load_state_dict(objective.state_dict())
+    assert torch.equal(again.aligners[0].seen, indices)  # its memory is in the checkpoint
+    assert Objective(terms=terms).aligners[0] is not objective.aligners[0]  # each objective has its own
+
+
+def test_a_term_over_several_taps_gets_lists():
+    class First(nn.Module):
+        def forward(self, students, teachers, indices):
+            return students[1], teachers[0]
+
+    term = Term(hint, ("s2", "s1"), ("t1", "t2"), module=First)
+    objective = Objective(terms={"joint": term})
+    assert (objective.student_taps, objective.teacher_taps) == (["s1", "s2"], ["t1", "t2"])
+    parts = objective(LOGITS, LABELS, SIGNAL, TAPS)
+    torch.testing.assert_close(parts.values["joint"], hint(TAPS["s1"], TEACHER_TAPS["t1"]))
+
+
+def test_a_loss_that_takes_labels_gets_class_numbers():
+    seen = []
+
+    def asking(student, teacher, *, labels, count=None):
+        seen.append(labels)
+        return student.sum() * 0
+
+    objective = Objective(loss=asking, alpha=0.5, terms={"t": Term(asking, "s1", "t1")}, examples=(TAPS, TEACHER_TAPS))
+    objective(LOGITS, LABELS, SIGNAL, TAPS)
+    assert [numbers.tolist() for numbers in seen] == [LABELS.tolist()] * 2
+    mixed = torch.tensor([[0.2, 0.8, 0.0]] * 3 + [[1.0, 0.0, 0.0]] * 2)
+    objective(LOGITS, mixed, SIGNAL, TAPS, mask=torch.tensor([True, True, False, True, False]))
+    assert seen[-1].tolist() == [1, 1, -1, 0, -1]
+
+
+def test_without_a_soft_loss_the_terms_alone_speak_for_the_teacher():
+    terms = {"hint": Term(hint, "s1", "t1")}
+    parts = Objective(loss=None, alpha=1.0, terms=terms, examples=(TAPS, TEACHER_TAPS))(LOGITS, LABELS, SIGNAL, TAPS)
+    assert [*parts.values] == ["hint"]
+
+
+def test_standardized_logits_do_not_see_shift_and_scale():
+    objective = Objective(alpha=1.0, standardize=True)
+    parts = objective(3 * TEACHER + 5, LABELS, SIGNAL)
+    assert parts.values["soft"].item() == pytest.approx(0.0, abs=1e-6)
+    assert Objective(alpha=1.0)(3 * TEACHER + 5, LABELS, SIGNAL).values["soft"].item() > 0.01
+
+
+def test_a_balanced_term_pulls_as_hard_as_the_soft_part_and_then_holds():
+    """By hand: the gradient of a sum of squares doubles with the scale, so the weight halves."""
+    layer = nn.Linear(4, 4, bias=False)
+    teacher, features = torch.randn(8, 4, generator=GENERATOR), torch.randn(8, 4, generator=GENERATOR)
+    labels = torch.zeros(8, dtype=torch.long)
+    signal = Signal(teacher, {"t": torch.randn(8, 4, generator=GENERATOR)})
+    terms = {"one": Term(hint, "s", "t", "balanced", share=0.5)}
+    objective = Objective(alpha=0.5, terms=terms, examples=({"s": features}, signal.taps))
+    parameters = [*layer.parameters()]
+
+    def step(scale=1.0):
+        outputs = layer(features)
+        parts = objective(outputs, labels, signal, {"s": scale * outputs})
+        return objective.balance(parts, parameters) if objective.balancing else parts
+
+    def norms(parts):
+        return [
+            torch.autograd.grad(parts.weights[name] * parts.values[name], parameters, retain_graph=True)[0].norm()
+            for name in ("soft", "one")
+        ]
+
+    first = step()
+    soft, one = norms(first)
+    torch.testing.assert_close(0.5 * soft, one)
+    for _ in range(BALANCE_STEPS - 1):
+        step()
+    assert not objective.balancing
+    assert step(scale=9.0).weights["one"] == pytest.approx(first.weights["one"])
+    resumed = Objective(alpha=0.5, terms=terms, examples=({"s": features}, signal.taps))
+    resumed.load_state_dict(objective.state_dict())
+    assert not resumed.balancing
+    assert resumed(features, labels, signal, {"s": features}).weights["one"] == first.weights["one"]
 
 
 def test_the_taps_are_named_once_each():

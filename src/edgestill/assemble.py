@@ -1,9 +1,8 @@
 """Recipe -> parts. The only place that unpacks a Recipe: everything behind it takes plain values."""
 
 import importlib.util
-import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
-from edgestill.data.images import Images, hold_out, keep_labels
+from edgestill.data.images import Images, hold_out, keep_labels, spaced
 from edgestill.data.sources import load_splits, resolve, splits_of
 from edgestill.errors import UserError, first_line
 from edgestill.evaluate.classification import accuracy, logits, predictor
 from edgestill.functions import load_function
-from edgestill.losses import SOFT_LOSSES, TERM_LOSSES, Loss
-from edgestill.mapping import layer_map
-from edgestill.models import ImageInput, Model, example, forward, load_model
+from edgestill.losses import SOFT_LOSSES, TERM_LOSSES
+from edgestill.models import ImageInput, Model, example, forward, load_model, select_classes
 from edgestill.objective import Objective, Term
 from edgestill.paths import exists
 from edgestill.recipe import Recipe
@@ -31,11 +29,14 @@ from edgestill.recipe import Teacher as TeacherSection
 from edgestill.recipe import Term as TermSection
 from edgestill.schedule import Phase, Schedule, Settings
 from edgestill.signals import Signal
+from edgestill.similarity import similarity, tap_features
 from edgestill.taps import record, stages
-from edgestill.tasks.images import Batch, Views, batch, statistics
+from edgestill.tasks.images import Batch, Views, batch, prepare, statistics
+from edgestill.terms import Mapped, Similarity, bound, expand, named
 from edgestill.train import Options, Track
 
 BASELINE, STUDENT, TEACHER = "baseline", "student", "teacher"
+SIMILARITY_SAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Job:
     teacher: Model
     default_input: ImageInput
     terms: dict[str, Term]
-    direct_terms: tuple[str, ...]
+    maps: tuple[Mapped, ...]
     phase_terms: dict[str, tuple[str, ...]]
     examples: tuple[dict[str, Tensor], dict[str, Tensor]]
     device: torch.device
@@ -65,7 +66,7 @@ class Job:
     def student(self, seed: int) -> Model:
         """The student with the initial weights of a seed, the same in every arm."""
         torch.manual_seed(seed)
-        return _model(self.recipe.student, self.splits.train, self.default_input)
+        return _model(self.recipe.student, len(self.splits.train.classes), self.default_input)
 
     def objective(self, arm: str) -> Objective:
         """What an arm learns from; the baseline and a fitted teacher learn from labels alone."""
@@ -74,12 +75,12 @@ class Job:
             return Objective(alpha=0.0, label_smoothing=smoothing if arm == BASELINE else 0.0)
         distill = self.recipe.distill
         return Objective(
-            loss=_loss(distill.loss, SOFT_LOSSES, distill.options, "distill"),
+            loss=None if distill.loss == "none" else bound(distill.loss, SOFT_LOSSES, distill.options, "distill"),
             alpha=distill.alpha,
             temperature=distill.temperature,
+            standardize=distill.standardize,
             terms=self.terms,
             examples=self.examples,
-            direct=self.direct_terms,
             label_smoothing=smoothing,
         )
 
@@ -156,9 +157,10 @@ class Job:
         return quality
 
 
-def assemble(recipe: Recipe, track: Track) -> Job:
+def assemble(recipe: Recipe, track: Track, splits: Splits | None = None) -> Job:
     """Loads what the recipe names and checks that it fits together, before any work and before anything is written.
 
+    Takes the data of another job, `splits`, in place of loading it.
     Raises UserError in one line for files, taps, shapes, class counts and options that do not fit.
     """
     device = _device(recipe.train.device)
@@ -166,24 +168,25 @@ def assemble(recipe: Recipe, track: Track) -> Job:
     tracker = recipe.train.tracker
     if tracker is not None and importlib.util.find_spec(tracker) is None:
         raise UserError(f"train.tracker: {tracker} is not installed: pip install 'edgestill[{tracker}]'")
-    splits = _splits(recipe, track)
+    splits = splits or _splits(recipe, track)
     first = splits.train.pixels[np.arange(1)]
     mean, std = statistics(splits.train)
     default = ImageInput(first.shape[3], first.shape[1], mean, std)
     if recipe.teacher.weights is None and recipe.teacher.fit is None and ".py:" in recipe.teacher.model:
         raise UserError("teacher: needs `weights` (a file) or `fit` (how to fit it first); neither came")
     torch.manual_seed(0)
-    teacher = _model(recipe.teacher, splits.train, default)
-    student = _model(recipe.student, splits.train, default)
+    teacher = _teacher(recipe.teacher, splits.train, default)
+    student = _model(recipe.student, len(splits.train.classes), default)
     for role, model in ((TEACHER, teacher), (STUDENT, student)):
         _check_classes(role, model, splits.train.classes)
     probes = (example(student.input, 2), example(teacher.input, 2))
-    terms, direct, phase_terms = _terms(recipe, student, teacher, probes)
+    alike = partial(_alike, student, teacher, splits.train)
+    terms, maps, phase_terms = _terms(recipe, student, teacher, probes, alike)
     examples = (
-        _tapped(student, [term.student for term in terms.values()], probes[0]),
-        _tapped(teacher, [term.teacher for term in terms.values()], probes[1]),
+        _tapped(student, [tap for term in terms.values() for tap in term.student_taps], probes[0]),
+        _tapped(teacher, [tap for term in terms.values() for tap in term.teacher_taps], probes[1]),
     )
-    job = Job(recipe, splits, teacher, default, terms, direct, phase_terms, examples, device)
+    job = Job(recipe, splits, teacher, default, terms, maps, phase_terms, examples, device)
     _check_losses(job.objective(STUDENT), len(splits.train.classes), examples, recipe.train.accumulate > 1)
     job.schedule(STUDENT)
     return job
@@ -247,10 +250,24 @@ def _splits(recipe: Recipe, track: Track) -> Splits:
     return Splits(train, fit, validation, loaded["test"])
 
 
-def _model(section: TeacherSection | StudentSection, images: Images, default: ImageInput) -> Model:
+def _teacher(section: TeacherSection, images: Images, default: ImageInput) -> Model:
+    if section.classes is None:
+        return _model(section, len(images.classes), default)
+    teacher = _model(section, None, default)
+    outputs = _outputs(TEACHER, teacher)
+    if len(section.classes) != len(images.classes) or max(section.classes) >= outputs:
+        raise UserError(
+            f"teacher.classes: needs one of the teacher's outputs 0…{outputs - 1} for each of the data's "
+            f"{len(images.classes)} classes; {len(section.classes)} came, the largest {max(section.classes)}"
+        )
+    select_classes(teacher.module, section.classes)
+    return teacher
+
+
+def _model(section: TeacherSection | StudentSection, classes: int | None, default: ImageInput) -> Model:
     return load_model(
         section.model,
-        classes=len(images.classes),
+        classes=classes,
         default=default,
         options=section.options,
         weights=section.weights,
@@ -260,7 +277,8 @@ def _model(section: TeacherSection | StudentSection, images: Images, default: Im
     )
 
 
-def _check_classes(role: str, model: Model, classes: tuple[str, ...]) -> None:
+def _outputs(role: str, model: Model) -> int:
+    """How many classes a model puts out; UserError where it does not take the images or puts out something else."""
     try:
         with torch.no_grad():
             shape = forward(model.module.eval(), example(model.input, 2)).shape
@@ -270,50 +288,70 @@ def _check_classes(role: str, model: Model, classes: tuple[str, ...]) -> None:
             f"the {role} {model.spec} does not take images of {size.channels}×{size.size}×{size.size}: "
             f"{first_line(error)}"
         ) from error
+    if len(shape) != 2:
+        raise UserError(f"the {role} {model.spec} puts out {[*shape[1:]]}, not one number a class")
+    return shape[1]
+
+
+def _check_classes(role: str, model: Model, classes: tuple[str, ...]) -> None:
+    outputs = _outputs(role, model)
     if model.parameters == 0:
         raise UserError(f"the {role} {model.spec} has no parameters: there is nothing to learn or to keep")
-    if len(shape) != 2 or shape[1] != len(classes):
+    if outputs != len(classes):
+        remedy = ": name those that stand for them in teacher.classes" if role == TEACHER else ""
         raise UserError(
-            f"class counts differ: the {role} {model.spec} puts out {[*shape[1:]]}, the data has {len(classes)} classes"
+            f"class counts differ: the {role} {model.spec} puts out {outputs}, "
+            f"the data has {len(classes)} classes{remedy}"
         )
 
 
 def _terms(
-    recipe: Recipe, student: Model, teacher: Model, probes: tuple[Tensor, Tensor]
-) -> tuple[dict[str, Term], tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """All terms of all phases by name, those that take no aligner, and each phase's."""
+    recipe: Recipe, student: Model, teacher: Model, probes: tuple[Tensor, Tensor], alike: Similarity
+) -> tuple[dict[str, Term], tuple[Mapped, ...], dict[str, tuple[str, ...]]]:
+    """All terms of all phases by name, their layer maps, and each phase's terms."""
     terms: dict[str, Term] = {}
-    direct: list[str] = []
+    maps: list[Mapped] = []
     built: list[tuple[TermSection, tuple[str, ...]]] = []
 
     def names_of(section: TermSection) -> tuple[str, ...]:
         for known, names in built:
             if known == section:
                 return names
-        loss = _loss(section.loss, TERM_LOSSES, section.options, f"term {section.loss}")
-        pairs = layer_map(
-            section.student or stages(student.module, probes[0]),
-            section.teacher or stages(teacher.module, probes[1]),
-            section.map,
+        expanded, mapped = expand(
+            section.loss,
+            bound(section.loss, TERM_LOSSES, section.options, f"term {section.loss}"),
+            student=section.student or stages(student.module, probes[0]),
+            teacher=section.teacher or stages(teacher.module, probes[1]),
+            kind=section.map,
+            weight=section.weight,
+            aligner=section.aligner,
+            similarity=alike,
         )
-        built_names = []
-        for student_tap, teacher_tap in pairs:
-            label = section.loss.rpartition(":")[2]
-            name = f"{label}/{student_tap}"
-            while name in terms:
-                name += "'"
-            terms[name] = Term(loss, student_tap, teacher_tap, section.weight)
-            built_names.append(name)
-        if section.map == "direct":
-            direct.extend(built_names)
-        built.append((section, tuple(built_names)))
-        return tuple(built_names)
+        begun = len(terms)
+        for term in expanded:
+            terms[named(section.loss, term, terms)] = term
+        maps.append(mapped)
+        built.append((section, tuple(terms)[begun:]))
+        return built[-1][1]
 
     phase_terms = {}
     for phase in recipe.phases:
         sections = recipe.distill.terms if phase.terms is None else phase.terms
         phase_terms[phase.name] = tuple(name for section in sections for name in names_of(section))
-    return terms, tuple(direct), phase_terms
+    return terms, tuple(maps), phase_terms
+
+
+def _alike(
+    student: Model, teacher: Model, images: Images, student_taps: Sequence[str], teacher_taps: Sequence[str]
+) -> NDArray[np.float64]:
+    """How alike the taps of the two models are on training images, as they are evaluated [S, T]."""
+    rows = spaced(len(images.labels), SIMILARITY_SAMPLES)
+    chunks = np.array_split(rows, max(1, len(rows) // 64))
+    features = []
+    for model, taps in ((student, student_taps), (teacher, teacher_taps)):
+        inputs = (prepare(torch.from_numpy(images.pixels[chunk]), model.input) for chunk in chunks)
+        features.append(tap_features(model.module, inputs, taps))
+    return similarity(features[0], features[1])
 
 
 def _tapped(model: Model, taps: list[str], probe: Tensor) -> dict[str, Tensor]:
@@ -337,17 +375,6 @@ def _check_losses(
         raise
     except Exception as error:
         raise UserError(f"distill: a loss does not take the models' logits or taps: {first_line(error)}") from error
-
-
-def _loss(name: str, known: dict[str, Loss], options: dict[str, Any], where: str) -> Loss:
-    loss = known[name] if name in known else load_function(name)
-    taken = inspect.signature(loss).parameters
-    given = {"student", "teacher", "mask", "count"} | ({"temperature"} if known is SOFT_LOSSES else set())
-    for option in options:
-        if option not in taken or option in given:
-            free = [name for name in taken if name not in given]
-            raise UserError(f"{where}: {name} has no option {option!r}; it has {', '.join(free) or 'none'}")
-    return partial(loss, **options) if options else loss
 
 
 def cpu_threads(recipe: Recipe) -> int:

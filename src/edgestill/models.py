@@ -48,7 +48,7 @@ class Model:
 def load_model(
     spec: str,
     *,
-    classes: int,
+    classes: int | None,
     default: ImageInput,
     options: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
@@ -61,7 +61,7 @@ def load_model(
     Args:
         spec: `file.py:function` (called with `options`, and with `num_classes` and `in_channels` where it takes them),
             `timm:name`, `hf:folder-or-id`, or a folder that `save_student` wrote.
-        classes: number of classes of the data.
+        classes: number of classes of the data; None leaves it to the model.
         default: the input of a model that declares none: the data's.
         options: keyword arguments of the function.
         weights: safetensors or a plain state dict.
@@ -100,12 +100,12 @@ def load_model(
 
 
 def _from_function(
-    spec: str, classes: int, options: dict[str, Any], default: ImageInput
+    spec: str, classes: int | None, options: dict[str, Any], default: ImageInput
 ) -> tuple[nn.Module, ImageInput]:
     function = load_function(spec)
     taken = inspect.signature(function).parameters
     given = {"num_classes": classes, "in_channels": default.channels}
-    arguments = {name: value for name, value in given.items() if name in taken} | options
+    arguments = {name: value for name, value in given.items() if name in taken and value is not None} | options
     try:
         module = function(**arguments)
     except Exception as error:
@@ -117,7 +117,7 @@ def _from_function(
 
 
 def _from_timm(
-    name: str, classes: int, options: dict[str, Any], default: ImageInput, trained: bool
+    name: str, classes: int | None, options: dict[str, Any], default: ImageInput, trained: bool
 ) -> tuple[nn.Module, ImageInput]:
     try:
         import timm
@@ -125,7 +125,7 @@ def _from_timm(
         raise UserError(f"timm: models need timm (pip install 'edgestill[timm]'): {first_line(error)}") from error
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name!r}{closest(name, timm.list_models())}")
-    options |= {"num_classes": classes} | options
+    options |= ({} if classes is None else {"num_classes": classes}) | options
     try:
         module = timm.create_model(name, **options)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
@@ -265,6 +265,19 @@ def forward(module: nn.Module, inputs: Tensor) -> Tensor:
     """Logits [B, C] of a plain module or of one that returns an object with `.logits`."""
     output = module(inputs)
     return output if isinstance(output, Tensor) else output.logits
+
+
+def select_classes(module: nn.Module, classes: list[int]) -> None:
+    """From now on the module puts out these of its classes alone, in this order: softmax over them is its own,
+    renormalised. Its modules keep their names, so that taps do."""
+
+    def select(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return output[:, classes]
+        output.logits = output.logits[:, classes]
+        return output
+
+    module.register_forward_hook(select)
 
 
 class _LogitsOf(nn.Module):

@@ -1,26 +1,54 @@
 """The objective: hard loss + soft loss + terms, as named parts. Usable alone in anybody's loop."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from edgestill.aligners import aligner_for
+from edgestill.aligners import AlignerKind, aligner_for
 from edgestill.errors import UserError, closest
 from edgestill.losses import CHANNEL_FREE, Loss, cross_entropy, kl
+from edgestill.losses.logits import standardize as standardized
 from edgestill.losses.reduce import wide
 from edgestill.signals import Signal
+
+BALANCE_STEPS = 20
+"""Steps over which the weight of a balanced term is measured."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of the loss: `weight · loss(aligner(student tap), teacher tap)`."""
+    """One part of the loss: `weight · loss(aligner(student tap), teacher tap)`.
+
+    Attributes:
+        student, teacher: the taps; tuples of them for a loss that compares several at once.
+        weight: a number, or `balanced`: what makes the term's gradient `share` times as large as that of the part over
+            logits.
+        aligner: what brings the student's tap to the teacher's shape; `none` demands equal shapes.
+        module: makes the module of a loss that has weights or a memory, in place of an aligner. It is called with
+            (student tap or list of them, teacher tap or list, sample indices) and returns the loss's arguments.
+    """
 
     loss: Loss
-    student: str
-    teacher: str
-    weight: float = 1.0
+    student: str | tuple[str, ...]
+    teacher: str | tuple[str, ...]
+    weight: float | Literal["balanced"] = 1.0
+    aligner: AlignerKind = "auto"
+    module: Callable[[], nn.Module] | None = None
+    share: float = 1.0
+
+    @property
+    def student_taps(self) -> tuple[str, ...]:
+        return (self.student,) if isinstance(self.student, str) else self.student
+
+    @property
+    def teacher_taps(self) -> tuple[str, ...]:
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
 
 
 @dataclass(frozen=True)
@@ -49,12 +77,13 @@ class Objective(nn.Module):
     Its parameters are the aligners', which train with the student and are thrown away: give them to the optimizer.
 
     Args:
-        loss: D of the soft part: `loss(student, teacher, temperature=…)`.
+        loss: D of the soft part: `loss(student, teacher)`, with `temperature=` and `labels=` where it takes them; None
+            leaves the soft part out.
         alpha: weight of the teacher, 0…1. A part of weight zero is not computed.
         temperature: T of the soft part.
+        standardize: give the soft part both sides' logits as z-scores (logit standardisation).
         terms: losses over taps, by name.
         examples: the student's and the teacher's taps of one batch, from which aligners are built where shapes differ.
-        direct: names of the terms that take no aligner: their shapes must agree.
         label_smoothing: of the hard part.
 
     >>> objective = Objective(alpha=0.5, temperature=2.0)
@@ -66,12 +95,12 @@ class Objective(nn.Module):
     def __init__(
         self,
         *,
-        loss: Loss = kl,
+        loss: Loss | None = kl,
         alpha: float = 0.9,
         temperature: float = 4.0,
+        standardize: bool = False,
         terms: Mapping[str, Term] | None = None,
         examples: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None,
-        direct: Sequence[str] = (),
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -79,18 +108,21 @@ class Objective(nn.Module):
             raise UserError(f"alpha must lie in 0…1; {alpha} came")
         if not temperature > 0:
             raise UserError(f"temperature must be above 0; {temperature} came")
-        self.soft_loss, self.alpha, self.temperature = loss, alpha, temperature
+        self.soft_loss, self.alpha, self.temperature, self.standardize = loss, alpha, temperature, standardize
         self.terms = dict(terms or {})
         self.label_smoothing = label_smoothing
-        self.aligners = nn.ModuleList(self._aligner(name, examples, name in direct) for name in self.terms)
+        self.aligners = nn.ModuleList(_module(term, examples) for term in self.terms.values())
+        self._options = {name: _options(term.loss) for name, term in self.terms.items()}
+        self._soft_options = _options(loss) if loss else frozenset[str]()
+        self._balance = {name: Balance() for name, term in self.terms.items() if term.weight == "balanced"}
 
     @property
     def student_taps(self) -> list[str]:
-        return sorted({term.student for term in self.terms.values()})
+        return sorted({tap for term in self.terms.values() for tap in term.student_taps})
 
     @property
     def teacher_taps(self) -> list[str]:
-        return sorted({term.teacher for term in self.terms.values()})
+        return sorted({tap for term in self.terms.values() for tap in term.teacher_taps})
 
     def forward(
         self,
@@ -104,6 +136,7 @@ class Objective(nn.Module):
         terms: Sequence[str] | None = None,
         mask: Tensor | None = None,
         counts: tuple[int, int] | None = None,
+        indices: Tensor | None = None,
     ) -> Parts:
         """Parts of one batch.
 
@@ -117,6 +150,7 @@ class Objective(nn.Module):
             mask: samples [B] that have a label, where labels are probabilities.
             counts: labelled samples and all samples of the whole batch, where this is a piece of one: what the hard
                 part and the others are divided by.
+            indices: of the samples [B], for terms that remember them.
         """
         labelled, samples = ({"count": max(count, 1)} for count in counts) if counts else ({}, {})
         alpha = self.alpha if alpha is None else alpha
@@ -132,38 +166,114 @@ class Objective(nn.Module):
             weights["hard"] = 1 - alpha
         if (alpha > 0 or active) and signal is None:
             raise UserError("the objective needs the teacher's signal while alpha is above 0 or a term is active")
-        if alpha > 0 and signal is not None:
-            values["soft"] = self.soft_loss(logits, signal.logits, temperature=temperature, **samples)
+        shared: dict[str, Any] = {"temperature": temperature, "labels": _numbers(labels, mask)}
+        if alpha > 0 and signal is not None and self.soft_loss is not None:
+            pair = (standardized(logits), standardized(signal.logits)) if self.standardize else (logits, signal.logits)
+            given = {name: shared[name] for name in shared if name in self._soft_options}
+            values["soft"] = self.soft_loss(*pair, **given, **samples)
             weights["soft"] = alpha
         for (name, term), aligner in zip(self.terms.items(), self.aligners, strict=True):
             if name in active and signal is not None:
-                tap = _tapped(taps or {}, term.student, "student", name)
-                # aligners are float32, whatever autocast made of the tap
-                target = _tapped(signal.taps, term.teacher, "teacher", name)
-                values[name] = term.loss(aligner(wide(tap)), target, **samples)
-                weights[name] = term.weight
+                student = _tapped(taps or {}, term.student, "student", name)
+                teacher = _tapped(signal.taps, term.teacher, "teacher", name)
+                pair = (aligner(student), teacher) if term.module is None else aligner(student, teacher, indices)
+                given = {"labels": shared["labels"]} if "labels" in self._options[name] else {}
+                values[name] = term.loss(*pair, **given, **samples)
+                weights[name] = self.balances[name] if term.weight == "balanced" else term.weight
         return Parts(values, weights)
 
-    def _aligner(
-        self, name: str, examples: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None, direct: bool
-    ) -> nn.Module:
-        if examples is None:
-            return nn.Identity()
-        term = self.terms[name]
-        student, teacher = examples[0][term.student].shape, examples[1][term.teacher].shape
-        if direct and student[1:] != teacher[1:]:
-            raise UserError(
-                f"map: direct needs equal shapes; student tap {term.student!r} has {[*student[1:]]}, "
-                f"teacher tap {term.teacher!r} {[*teacher[1:]]}: use `map: width` or `map: depth`"
-            )
-        # functools.partial hides the loss whose options were bound
-        if getattr(term.loss, "func", term.loss) in CHANNEL_FREE:
-            return nn.Identity()
-        return aligner_for(student, teacher) or nn.Identity()
+    def balance(self, parts: Parts, parameters: Sequence[nn.Parameter]) -> Parts:
+        """The parts, with balanced terms weighted so that their gradient in `parameters` is as large as their share of
+        that of the part over logits (the soft one, or the hard one where there is none). Call it before `backward`.
+
+        Each is measured over its first BALANCE_STEPS steps, one more backward pass each, and held from then on.
+        """
+        open_terms = [name for name, found in self._balance.items() if name in parts.values and not found.held]
+        reference = "soft" if "soft" in parts.values else "hard"
+        if not open_terms or reference not in parts.values:
+            return parts
+        target = parts.weights[reference] * _gradient_norm(parts.values[reference], parameters)
+        for name in open_terms:
+            self._balance[name].add(target, _gradient_norm(parts.values[name], parameters))
+        return Parts(parts.values, parts.weights | {name: self.balances[name] for name in open_terms})
+
+    @property
+    def balancing(self) -> bool:
+        """Whether a balanced term is still to be measured."""
+        return any(not found.held for found in self._balance.values())
+
+    @property
+    def balances(self) -> dict[str, float]:
+        """The weights of the balanced terms, as far as they are measured."""
+        return {name: self.terms[name].share * found.weight for name, found in self._balance.items()}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {name: [found.steps, found.target, found.own] for name, found in self._balance.items()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._balance = {name: Balance(*saved) for name, saved in state.items()}
 
 
-def _tapped(taps: Mapping[str, Tensor], path: str, whose: str, term: str) -> Tensor:
-    if path not in taps:
+@dataclass
+class Balance:
+    """Gradient norms seen so far: of the part over logits, weighted, and of the term."""
+
+    steps: int = 0
+    target: float = 0.0
+    own: float = 0.0
+
+    def add(self, target: float, own: float) -> None:
+        if math.isfinite(target + own):
+            self.steps, self.target, self.own = self.steps + 1, self.target + target, self.own + own
+
+    @property
+    def held(self) -> bool:
+        return self.steps >= BALANCE_STEPS
+
+    @property
+    def weight(self) -> float:
+        return self.target / self.own if self.own > 0 else 0.0
+
+
+def _gradient_norm(value: Tensor, parameters: Sequence[nn.Parameter]) -> float:
+    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    return float(nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
+
+
+def _module(term: Term, examples: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None) -> nn.Module:
+    """What stands between the taps and the term's loss."""
+    if term.module is not None:
+        return term.module()
+    # functools.partial hides the loss whose options were bound
+    free = getattr(term.loss, "func", term.loss) in CHANNEL_FREE
+    if examples is None or (free and term.aligner in ("auto", "none")):
+        return nn.Identity()
+    if not isinstance(term.student, str) or not isinstance(term.teacher, str):
+        raise UserError("a term over several taps needs a module")
+    student, teacher = examples[0][term.student].shape, examples[1][term.teacher].shape
+    try:
+        return aligner_for(student, teacher, term.aligner)
+    except UserError as error:
+        raise UserError(f"student tap {term.student!r} and teacher tap {term.teacher!r}: {error}") from None
+
+
+def _options(loss: Loss) -> frozenset[str]:
+    return frozenset(inspect.signature(loss).parameters)
+
+
+def _numbers(labels: Tensor, mask: Tensor | None) -> Tensor:
+    """Class numbers [B], −1 where missing, of labels that may be probabilities."""
+    if not labels.is_floating_point():
+        return labels
+    numbers = labels.argmax(-1)
+    return numbers if mask is None else numbers.where(mask, numbers.new_tensor(-1))
+
+
+def _tapped(taps: Mapping[str, Tensor], paths: str | tuple[str, ...], whose: str, term: str) -> Any:
+    """A tap in float32, whatever autocast made of it; a list of them for several paths."""
+    if not isinstance(paths, str):
+        return [_tapped(taps, path, whose, term) for path in paths]
+    if paths not in taps:
         came = ", ".join(map(repr, taps)) or "none"
-        raise UserError(f"term {term!r} needs the {whose}'s tap {path!r}; recorded: {came}")
-    return taps[path]
+        raise UserError(f"term {term!r} needs the {whose}'s tap {paths!r}; recorded: {came}")
+    return wide(taps[paths])

@@ -1,5 +1,6 @@
 """The recipe: everything that a run is told, as plain typed values. No torch, so that a typo is refused at once."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from edgestill.units import parse_bytes, parse_fraction, parse_seconds
 
 SOFT_LOSSES = ("kl",)
 TERM_LOSSES = ("hint", "attention_transfer")
+MAPS = ("direct", "width", "depth", "first", "last", "auto", "every-N")
 
 
 def _as_value_error(parse: Callable[[Any], Any], keep_text: bool) -> Callable[[Any], Any]:
@@ -48,12 +50,19 @@ def _loss_name(names: Sequence[str]) -> Callable[[str], str]:
     return check
 
 
+def _map(value: str) -> str:
+    if value not in MAPS[:-1] and not re.fullmatch(r"every-[1-9]\d{0,3}", value):
+        raise ValueError(f"must be one of {', '.join(MAPS)}; {value!r} came{closest(value, MAPS)}")
+    return value
+
+
 Size = Annotated[str, BeforeValidator(_as_value_error(parse_bytes, keep_text=True))]
 Duration = Annotated[str, BeforeValidator(_as_value_error(parse_seconds, keep_text=True))]
 Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=2**20)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
@@ -114,6 +123,11 @@ class Fit(Section):
 class Teacher(Section):
     model: str = Field(description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder.")
     weights: str | None = Field(None, description="Safetensors, or a plain state dict. Given, nothing is fitted.")
+    classes: list[NonNegativeInt] | None = Field(
+        None,
+        min_length=2,
+        description="Which of the teacher's outputs stand for the data's classes, in their order; all by default.",
+    )
     licence: str | None = Field(None, description="The teacher's licence, for the student's model card.")
     fit: Fit | None = Field(None, description="How to fit the teacher when no weights are given.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
@@ -131,18 +145,29 @@ class Term(Section):
     loss: Annotated[str, AfterValidator(_loss_name(TERM_LOSSES))] = Field(description="A loss over taps.")
     student: Taps | None = Field(None, description="Student taps; by default the ends of its resolution stages.")
     teacher: Taps | None = Field(None, description="Teacher taps; by default the ends of its resolution stages.")
-    map: Literal["direct", "width", "depth"] = Field(
+    map: Annotated[str, AfterValidator(_map)] = Field(
         "depth",
-        description="direct: equal shapes, pair by pair. width: pair by pair, aligned. depth: evenly spread, aligned.",
+        description="direct: equal shapes, pair by pair. width: pair by pair, aligned. depth: evenly spread. first, "
+        "last, every-2 and the like: of the teacher's taps. auto: the most similar ones, measured.",
     )
-    weight: NonNegative = Field(1.0, description="Factor of each pair's loss.")
+    weight: NonNegative | Literal["balanced"] = Field(
+        1.0,
+        description="Factor of each pair's loss. balanced: the gradient of all pairs as large as the soft part's, "
+        "measured over the first steps, then held.",
+    )
+    aligner: Literal["auto", "conv", "linear", "interpolate", "none"] = Field(
+        "auto", description="What brings the student's tap to the teacher's shape; auto: conv for maps, else linear."
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the loss.")
 
 
 class Distill(Section):
-    loss: Annotated[str, AfterValidator(_loss_name(SOFT_LOSSES))] = Field("kl", description="D of the soft part.")
+    loss: Annotated[str, AfterValidator(_loss_name((*SOFT_LOSSES, "none")))] = Field(
+        "kl", description="D of the soft part; none leaves it out."
+    )
     alpha: Fraction = Field(0.9, description="Weight of the teacher: (1 − alpha)·CE + alpha·D.")
     temperature: Rate = Field(4.0, description="T of the soft part, which includes the factor T².")
+    standardize: bool = Field(False, description="Both sides' logits as z-scores before the loss.")
     options: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the loss.")
     terms: list[Term] = Field(default_factory=list, description="Losses over taps, added with their weights.")
 
@@ -237,6 +262,16 @@ class Recipe(Section):
     export: list[Literal["onnx", "onnx-int8"]] = Field(
         default=["onnx", "onnx-int8"], min_length=1, description="Artifacts to make."
     )
+
+    @model_validator(mode="after")
+    def _teacher_of_more(self) -> "Recipe":
+        if self.teacher.classes is not None and self.teacher.fit is not None:
+            raise ValueError("teacher.classes: is for a teacher that has weights; one that is fitted has the data's")
+        if self.train.accumulate > 1 and any(
+            term.weight == "balanced" for phase in self.phases for term in (phase.terms or self.distill.terms)
+        ):
+            raise ValueError("weight: balanced is measured on whole batches: it needs train.accumulate 1")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

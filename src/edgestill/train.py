@@ -157,8 +157,9 @@ def _backward(
     whole: Parts | None = None
     counts = [piece.counts for piece in pieces]
     total = (sum(labelled for labelled, _ in counts), sum(samples for _, samples in counts))
-    teacher_taps = sorted({objective.terms[name].teacher for name in settings.terms})
-    student_taps = sorted({objective.terms[name].student for name in settings.terms})
+    active = [objective.terms[name] for name in settings.terms]
+    teacher_taps = sorted({tap for term in active for tap in term.teacher_taps})
+    student_taps = sorted({tap for term in active for tap in term.student_taps})
     for piece in pieces:
         signal = teacher(piece, teacher_taps) if teacher is not None and settings.phase.needs_teacher else None
         autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
@@ -174,7 +175,10 @@ def _backward(
             terms=settings.terms,
             mask=None if piece.mask is None else piece.mask.to(device),
             counts=total if len(pieces) > 1 else None,
+            indices=torch.from_numpy(piece.indices),
         )
+        if objective.balancing:
+            parts = objective.balance(parts, [*student.module.parameters()])
         parts.loss.backward()  # type: ignore[no-untyped-call]
         whole = parts.detached() if whole is None else whole + parts.detached()
     assert whole is not None

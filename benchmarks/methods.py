@@ -1,0 +1,258 @@
+"""Methods against each other: ResNet-8 from ResNet-56 on CIFAR-10, all arms of a seed in lockstep on one teacher pass.
+
+    python benchmarks/methods.py train --seed 0 [--images 15000] [--epochs 12]    writes one seed's results
+    python benchmarks/methods.py cost                                             measures what a step costs
+    python benchmarks/methods.py page                                             makes the table of what is there
+
+Every arm has the same initial weights, views, steps and learning rates, and the alpha and temperature of the recipe; a
+term comes beside plain kl, with the weight that balances their gradients: no arm was tuned. Each arm reads the test set
+once, with its final weights.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgestill import folder, progress
+from edgestill.assemble import BASELINE, STUDENT, Job, assemble
+from edgestill.data.images import spaced, subset
+from edgestill.evaluate.classification import accuracy, logits, predictor
+from edgestill.evaluate.paired import over_seeds
+from edgestill.models import Model, forward
+from edgestill.objective import Objective, Parts
+from edgestill.recipe import Recipe, load_recipe
+from edgestill.schedule import Settings
+from edgestill.signals import Signal
+from edgestill.taps import record
+from edgestill.tasks.images import Batch
+from edgestill.teachers.online import OnlineTeacher
+
+RESULTS = Path(__file__).parent / "results" / "methods"
+LAST = {"student": ["layer3"], "teacher": ["layer3"], "weight": "balanced"}
+CPU = torch.device("cpu")
+
+
+def term(loss: str, **more: Any) -> dict[str, Any]:
+    return {"terms": [{"loss": loss, "weight": "balanced", **more}]}
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    BASELINE: {},
+    "kl": {"loss": "kl"},
+    "kl, standardized": {"loss": "kl", "standardize": True, "temperature": 2},
+    "reverse_kl": {"loss": "reverse_kl"},
+    "jensen_shannon": {"loss": "jensen_shannon"},
+    "dkd": {"loss": "dkd"},
+    "dist": {"loss": "dist"},
+    "kl + hint": term("hint"),
+    "kl + pyramid": term("pyramid"),
+    "kl + attention_transfer": term("attention_transfer"),
+    "kl + sp": term("sp", **LAST),
+    "kl + rkd": term("rkd", **LAST),
+    "kl + pkt": term("pkt", **LAST),
+    "kl + cka": term("cka", **LAST),
+    "kl + crd": term("crd", **LAST),
+    "kl + review": term("review"),
+}
+
+
+def jobs(options: argparse.Namespace) -> dict[str, Job]:
+    """A job an arm, all of them on the same part of the data."""
+    whole = assemble(recipe(options, {}), progress.silent).splits
+    splits = replace(whole, train=subset(whole.train, spaced(len(whole.train), options.images)))
+    return {name: assemble(recipe(options, METHODS[name]), progress.silent, splits) for name in options.methods}
+
+
+def recipe(options: argparse.Namespace, distill: dict[str, Any]) -> Recipe:
+    sets = [
+        f"data.source={options.data}",
+        f"teacher.weights={options.weights}",
+        f"train.epochs={options.epochs}",
+        "train.device=cpu",
+        "train.threads=1",
+        "phases=[{name: distill, share: 1}]",
+        *(f"distill.{key}={json.dumps(value)}" for key, value in distill.items()),
+    ]
+    return load_recipe("cifar10-resnet8", sets)
+
+
+class Arm:
+    """One student with its objective and optimizer."""
+
+    def __init__(self, name: str, job: Job, seed: int) -> None:
+        self.name, self.job = name, job
+        torch.manual_seed(seed)
+        self.student: Model = job.student(seed)
+        self.objective: Objective = job.objective(BASELINE if name == BASELINE else STUDENT)
+        self.schedule = job.schedule(BASELINE if name == BASELINE else STUDENT)
+        self.student.module.to(memory_format=torch.channels_last).train()
+        self.parameters = [*self.student.module.parameters()]
+        self.optimizer = torch.optim.SGD(
+            [*self.parameters, *self.objective.parameters()], lr=0.0, momentum=0.9, nesterov=True, weight_decay=1e-4
+        )
+
+    def forward(self, batch: Batch, signal: Signal, settings: Settings) -> tuple[Parts, float]:
+        """The parts of a batch, and the seconds that the objective took."""
+        with record(self.student.module, self.objective.student_taps) as taps:
+            outputs = forward(self.student.module, batch.inputs(self.student.input, CPU))
+        started = perf_counter()
+        indices = torch.from_numpy(batch.indices)
+        parts = self.objective(
+            outputs, batch.labels, signal, taps, alpha=settings.alpha, terms=settings.terms, indices=indices
+        )
+        return parts, perf_counter() - started
+
+    def step(self, step: int, batch: Batch, signal: Signal) -> None:
+        settings = self.schedule.at(step)
+        self.optimizer.param_groups[0]["lr"] = settings.lr
+        parts, _ = self.forward(batch, signal, settings)
+        if self.objective.balancing:
+            parts = self.objective.balance(parts, self.parameters)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts.loss.backward()
+        self.optimizer.step()
+
+
+def train(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    found = jobs(options)
+    arms = [Arm(name, job, options.seed) for name, job in found.items()]
+    base = next(iter(found.values()))
+    teacher = OnlineTeacher(base.teacher, CPU, torch.float32)
+    taps = sorted({tap for arm in arms for tap in arm.objective.teacher_taps})
+    schedule = next(arm.schedule for arm in arms if arm.name != BASELINE)
+    batch_at = base.batches(STUDENT, options.seed, None)
+    for step in progress.track(range(schedule.steps), f"seed {options.seed}", schedule.steps):
+        batch = batch_at(step, schedule.at(step))
+        signal = teacher(batch, taps)
+        for arm in arms:
+            arm.step(step, batch, signal)
+    test = base.splits.test
+    quality = {
+        arm.name: accuracy(logits(predictor(arm.student.module, CPU), test, arm.student.input), test.labels)
+        for arm in arms
+    }
+    balanced = {arm.name: arm.objective.balances for arm in arms if arm.objective.balances}
+    about = folder.environment(
+        1, {"train": base.splits.train.fingerprint, "test": test.fingerprint}, [options.seed], "cpu"
+    )
+    del about["command"]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    written = {"date": str(date.today()), "images": options.images, "epochs": options.epochs, "steps": schedule.steps}
+    written |= {"seed": options.seed, "test_accuracy": quality, "weights": balanced, "environment": about}
+    (RESULTS / f"seed-{options.seed}.json").write_text(json.dumps(written, indent=1) + "\n")
+    print(json.dumps(quality, indent=1))
+
+
+def cost(options: argparse.Namespace) -> None:
+    """Seconds of each arm's step, taken by turns, on one teacher pass; the loss is what the objective adds, forward and
+    backward, to the forward and backward of the student under cross-entropy alone."""
+    torch.set_num_threads(1)
+    found = jobs(options)
+    arms = [Arm(name, job, 0) for name, job in found.items()]
+    base = next(iter(found.values()))
+    teacher = OnlineTeacher(base.teacher, CPU, torch.float32)
+    taps = sorted({tap for arm in arms for tap in arm.objective.teacher_taps})
+    batch_at, schedule = base.batches(STUDENT, 0, None), arms[-1].schedule
+    spent: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    for step in progress.track(range(options.steps + 30), "cost", options.steps + 30):
+        batch = batch_at(step, schedule.at(step))
+        signal = teacher(batch, taps)
+        for arm in arms:
+            started = perf_counter()
+            arm.step(step, batch, signal)
+            if step >= 30:  # behind the balancing
+                spent[arm.name].append(perf_counter() - started)
+    table = np.array(list(spent.values()))
+    plain, kl = table[list(spent).index(BASELINE)], table[list(spent).index("kl")]
+    written = {
+        name: {
+            "milliseconds": float(np.median(row) * 1e3),
+            "relative_to_kl": float(np.median(row / kl)),
+            "loss_share_of_student_step": float(np.median((row - plain) / plain)),
+        }
+        for name, row in zip(spent, table, strict=True)
+    }
+    about = folder.environment(1, {}, [0], "cpu")
+    del about["command"]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    page = {"date": str(date.today()), "steps": options.steps, "cost": written, "environment": about}
+    (RESULTS / "cost.json").write_text(json.dumps(page, indent=1) + "\n")
+    for name, row in written.items():
+        share = row["loss_share_of_student_step"]
+        print(f"{name:<26} {row['milliseconds']:7.2f} ms  ×{row['relative_to_kl']:.3f}  {share:+.1%}")
+
+
+def page(_: argparse.Namespace) -> None:
+    """The table of the seeds that are there."""
+    seeds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed-*.json"))]
+    costs = json.loads((RESULTS / "cost.json").read_text()) if (RESULTS / "cost.json").exists() else None
+    text = "\n".join(_page(seeds, costs)) + "\n"
+    (RESULTS.parent / f"{seeds[-1]['date']}-methods.md").write_text(text)
+    print(text)
+
+
+def _page(seeds: list[dict[str, Any]], costs: dict[str, Any] | None) -> Iterator[str]:
+    first = seeds[0]
+    hardware, versions = first["environment"]["hardware"], first["environment"]["versions"]
+    yield f"# Methods, {seeds[-1]['date']}"
+    yield ""
+    yield f"ResNet-56 into ResNet-8, CIFAR-10, {first['images']:,} training images, {first['epochs']:g} epochs, "
+    yield f"batch 128, seeds {', '.join(str(seed['seed']) for seed in seeds)}. Same initial weights, views, steps and "
+    yield "learning rates in every arm; alpha 0.9, temperature 4 (2 where standardized); terms beside plain kl, their "
+    yield "weight balanced over the first 20 steps; nothing was tuned. Test accuracy of the final weights on 10,000 "
+    yield f"images, read once an arm and seed. {hardware['cpu']}, one thread, torch {versions['torch']}, "
+    yield f"commit {first['environment']['git_commit'][:7]}."
+    yield ""
+    yield "| method | mean | std | − kl, points | 95 % interval over seeds | step ÷ kl's | loss ÷ student step |"
+    yield "|---|---|---|---|---|---|---|"
+    kl = [seed["test_accuracy"]["kl"] for seed in seeds]
+    rows = {name: [seed["test_accuracy"][name] for seed in seeds] for name in first["test_accuracy"]}
+    ranked = []
+    for name, values in sorted(rows.items(), key=lambda item: -float(np.mean(item[1]))):
+        cells = [name, f"{np.mean(values):.2%}", f"{np.std(values, ddof=1) * 100:.2f}" if len(values) > 1 else "–"]
+        if name == "kl" or len(seeds) < 2:
+            cells += ["–", "–"]
+        else:
+            difference = over_seeds(values, kl)
+            low, high = difference.interval or (float("nan"), float("nan"))
+            cells += [f"{difference.mean * 100:+.2f}", f"[{low * 100:+.2f}, {high * 100:+.2f}]"]
+            if low > 0 or high < 0:
+                ranked.append(f"{name} {'above' if low > 0 else 'below'} kl")
+        paid = costs["cost"].get(name) if costs else None
+        cells += [f"{paid['relative_to_kl']:.3f}", f"{paid['loss_share_of_student_step']:.1%}"] if paid else ["–", "–"]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield f"Pairs whose interval excludes zero: {'; '.join(ranked) or 'none'}. The others are not ranked."
+    if costs:
+        yield f"Costs: medians over {costs['steps']} steps taken by turns, {costs['date']}; the loss is what an "
+        yield "arm's step takes more than the baseline's."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(required=True)
+    for name, verb in (("train", train), ("cost", cost), ("page", page)):
+        sub = verbs.add_parser(name)
+        sub.set_defaults(verb=verb)
+        sub.add_argument("--data", default="../shared/data/cifar10")
+        sub.add_argument("--weights", default="../shared/weights/cifar10_resnet/resnet56.safetensors")
+        sub.add_argument("--images", type=int, default=15000)
+        sub.add_argument("--epochs", type=float, default=12)
+        sub.add_argument("--steps", type=int, default=60)
+        sub.add_argument("--seed", type=int, default=0)
+        sub.add_argument("--methods", nargs="+", default=[*METHODS])
+    options = parser.parse_args()
+    options.verb(options)
+
+
+if __name__ == "__main__":
+    main()

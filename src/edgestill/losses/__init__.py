@@ -5,15 +5,48 @@ from collections.abc import Callable
 from torch import Tensor
 
 from edgestill.losses.attention import attention_transfer
+from edgestill.losses.correlation import dist
+from edgestill.losses.decoupled import dkd, nkd
 from edgestill.losses.features import hint
-from edgestill.losses.logits import cross_entropy, kl
+from edgestill.losses.logits import binary_kl, cross_entropy, kl, regression, reverse_kl, standardize
+from edgestill.losses.mixtures import jensen_shannon, skewed_kl, skewed_reverse_kl
 
 Loss = Callable[..., Tensor]
 
-SOFT_LOSSES: dict[str, Loss] = {"kl": kl}
+SOFT_LOSSES: dict[str, Loss] = {
+    "kl": kl,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
+    "skewed_kl": skewed_kl,
+    "skewed_reverse_kl": skewed_reverse_kl,
+    "dkd": dkd,
+    "nkd": nkd,
+    "dist": dist,
+    "binary_kl": binary_kl,
+    "regression": regression,
+}
 TERM_LOSSES: dict[str, Loss] = {"hint": hint, "attention_transfer": attention_transfer}
 
 CHANNEL_FREE = frozenset({attention_transfer})
 """Losses that pool the channels away: student and teacher may differ in width without an aligner."""
 
-__all__ = ["CHANNEL_FREE", "SOFT_LOSSES", "TERM_LOSSES", "Loss", "attention_transfer", "cross_entropy", "hint", "kl"]
+__all__ = [
+    "CHANNEL_FREE",
+    "SOFT_LOSSES",
+    "TERM_LOSSES",
+    "Loss",
+    "attention_transfer",
+    "binary_kl",
+    "cross_entropy",
+    "dist",
+    "dkd",
+    "hint",
+    "jensen_shannon",
+    "kl",
+    "nkd",
+    "regression",
+    "reverse_kl",
+    "skewed_kl",
+    "skewed_reverse_kl",
+    "standardize",
+]

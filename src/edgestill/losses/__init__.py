@@ -10,6 +10,8 @@ from edgestill.losses.decoupled import dkd, nkd
 from edgestill.losses.features import hint
 from edgestill.losses.logits import binary_kl, cross_entropy, kl, regression, reverse_kl, standardize
 from edgestill.losses.mixtures import jensen_shannon, skewed_kl, skewed_reverse_kl
+from edgestill.losses.multiscale import pyramid
+from edgestill.losses.relations import cc, cka, pkt, rkd, sp
 
 Loss = Callable[..., Tensor]
 
@@ -25,10 +27,19 @@ SOFT_LOSSES: dict[str, Loss] = {
     "binary_kl": binary_kl,
     "regression": regression,
 }
-TERM_LOSSES: dict[str, Loss] = {"hint": hint, "attention_transfer": attention_transfer}
+TERM_LOSSES: dict[str, Loss] = {
+    "hint": hint,
+    "attention_transfer": attention_transfer,
+    "sp": sp,
+    "rkd": rkd,
+    "pkt": pkt,
+    "cc": cc,
+    "cka": cka,
+    "pyramid": pyramid,
+}
 
-CHANNEL_FREE = frozenset({attention_transfer})
-"""Losses that pool the channels away: student and teacher may differ in width without an aligner."""
+CHANNEL_FREE = frozenset({attention_transfer, sp, rkd, pkt, cc, cka})
+"""Losses that pool the channels away or compare samples: student and teacher may differ in width without an aligner."""
 
 __all__ = [
     "CHANNEL_FREE",
@@ -37,6 +48,8 @@ __all__ = [
     "Loss",
     "attention_transfer",
     "binary_kl",
+    "cc",
+    "cka",
     "cross_entropy",
     "dist",
     "dkd",
@@ -44,9 +57,13 @@ __all__ = [
     "jensen_shannon",
     "kl",
     "nkd",
+    "pkt",
+    "pyramid",
     "regression",
     "reverse_kl",
+    "rkd",
     "skewed_kl",
     "skewed_reverse_kl",
+    "sp",
     "standardize",
 ]

@@ -1,0 +1,157 @@
+"""Losses over relations, scales and attention: values by hand, limits, degenerate batches, authors' figures."""
+
+import numpy as np
+import pytest
+import torch
+
+from edgestill.errors import UserError
+from edgestill.losses import CHANNEL_FREE, cc, cka, pkt, pyramid, rkd, sp
+from loss_checks import VALID, B, random
+
+RELATIONS = (sp, rkd, pkt, cc, cka)
+each_relation = pytest.mark.parametrize("loss", RELATIONS, ids=lambda loss: loss.__name__)
+
+
+@each_relation
+@pytest.mark.parametrize("of", ["dead", "one sample for all", "two at one place", "dead and alive"])
+def test_degenerate_batches_have_a_finite_value_and_a_moderate_gradient(loss, of):
+    """No root at zero, no division by a norm of zero: nor by something tiny in its place."""
+    student, teacher = random(B, 3, 4, 4).float(), random(B, 7, 4, 4, seed=1).float()
+    if of == "dead":
+        student.zero_()
+    elif of == "one sample for all":
+        student[:] = student[0].clone()
+    elif of == "two at one place":
+        student[1] = student[0]
+    else:
+        student[:2] = 0
+    for target in (teacher, torch.zeros_like(teacher), teacher[:1].expand_as(teacher)):
+        features = student.clone().requires_grad_()
+        value = loss(features, target)
+        value.backward()
+        assert torch.isfinite(value)
+        assert torch.isfinite(features.grad).all()
+        assert features.grad.abs().max() < 1e4
+
+
+@each_relation
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_the_smallest_batches_are_finite(loss, size):
+    student = random(size, 4).requires_grad_()
+    value = loss(student, random(size, 7, seed=1))
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(student.grad).all()
+    assert size > 0 or value.item() == 0
+
+
+@each_relation
+def test_relations_do_not_see_scale_or_rotation(loss):
+    student = random(B, 5)
+    rotation, _ = torch.linalg.qr(random(5, 5, seed=2))
+    assert loss(student, 3 * student @ rotation).item() == pytest.approx(0, abs=1e-12)
+    assert loss(student, student @ random(5, 5, seed=3)).item() > 1e-3
+
+
+def test_what_a_shift_does():
+    """Distances, angles and centred features do not see it; cosines do."""
+    student = random(B, 5)
+    shifted = student + random(5, seed=2)
+    for loss in (rkd, cka):
+        assert loss(student, shifted).item() == pytest.approx(0, abs=1e-12)
+    for loss in (sp, pkt, cc):
+        assert loss(student, shifted).item() > 1e-3
+
+
+@each_relation
+def test_relations_are_those_of_the_valid_samples(loss):
+    student, teacher = random(B, 4), random(B, 7, seed=1)
+    torch.testing.assert_close(loss(student, teacher, mask=VALID), loss(student[VALID], teacher[VALID]))
+
+
+@each_relation
+def test_relations_refuse_batches_that_differ(loss):
+    with pytest.raises(UserError, match=rf"{loss.__name__} needs .* \[4, 3\] and \[5, 3\] came"):
+        loss(torch.zeros(4, 3), torch.zeros(5, 3))
+
+
+def test_relations_need_no_aligner():
+    assert set(RELATIONS) <= CHANNEL_FREE
+
+
+def test_rkd_by_hand():
+    """Three in a row against a right angle: distances 1, 1, 2 over their mean 4/3 and 1, 1, √2 over (2 + √2)/3;
+    cosines at the three points 1, −1, 1 and 1/√2, 0, 1/√2."""
+    line, corner = torch.tensor([[0.0, 0], [1, 0], [2, 0]]), torch.tensor([[0.0, 0], [1, 0], [1, 1]])
+    mean = (2 + np.sqrt(2)) / 3
+    steps, far = 3 / 4 - 1 / mean, 3 / 2 - np.sqrt(2) / mean
+    expected = (2 * steps**2 / 2 + far**2 / 2) / 3
+    assert rkd(corner, line, distance=1, angle=0).item() == pytest.approx(expected, rel=1e-5)
+    expected = (2 * (1 - np.sqrt(1 / 2)) ** 2 / 2 + 1 / 2) / 3
+    assert rkd(corner, line, distance=0, angle=1).item() == pytest.approx(expected, rel=1e-5)
+    both = 3 * rkd(corner, line, distance=1, angle=0) + 7 * rkd(corner, line, distance=0, angle=1)
+    torch.testing.assert_close(rkd(corner, line, distance=3, angle=7), both)
+
+
+def test_rkd_of_close_samples_far_from_zero_loses_nothing_to_cancellation():
+    """Embeddings near 1000 and 0.1 apart: from squares and products float32 would keep no digit."""
+    student, teacher = 1000 + random(16, 8, scale=0.1).float(), random(16, 8, seed=1).float()
+    np.testing.assert_allclose(rkd(student, teacher).item(), rkd(student.double(), teacher.double()).item(), rtol=1e-5)
+
+
+def test_pkt_leaves_a_sample_out_of_its_own_neighbours():
+    """Of two samples each has one neighbour, whatever the features: with itself counted the value would not be 0."""
+    assert pkt(torch.eye(2), torch.ones(2, 3)).item() == 0
+
+
+def test_pkt_of_opposite_samples_is_finite():
+    """The student's kernel is zero where the teacher's is not."""
+    student = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    value = pkt(student, torch.ones(3, 2))
+    value.backward()
+    assert torch.isfinite(value)
+    assert value > 1
+    assert torch.isfinite(student.grad).all()
+
+
+def test_the_series_of_cc_approaches_the_gaussian_kernel():
+    student, teacher = random(B, 4), random(B, 7, seed=1)
+    kernels = []
+    for features in (student.numpy(), teacher.numpy()):
+        unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+        kernels.append(np.exp(-0.4 * ((unit[:, None] - unit[None]) ** 2).sum(2)))
+    expected = ((kernels[0] - kernels[1]) ** 2).mean()
+    errors = [abs(cc(student, teacher, order=order).item() - expected) for order in (1, 2, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-5 * expected
+
+
+def test_cc_of_order_zero_is_refused():
+    with pytest.raises(UserError, match="order of 1 or more"):
+        cc(torch.eye(2), torch.eye(2), order=0)
+
+
+def test_cka_is_one_for_unrelated_features():
+    """Orthogonal after centring: the student tells apart what the teacher holds alike, and the reverse."""
+    student, teacher = torch.tensor([[1.0], [1], [-1], [-1]]), torch.tensor([[1.0], [-1], [1], [-1]])
+    assert cka(student, teacher).item() == pytest.approx(1)
+    assert cka(student, 5 * student + 3).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_pyramid_by_hand():
+    """A checkerboard is gone after pooling, and a constant stays: 1 at full size, then 0 or 1 at 4, 2 and 1."""
+    board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4).expand(2, 3, 8, 8)
+    assert pyramid(board, torch.zeros_like(board)).item() == pytest.approx(8 / 15)
+    assert pyramid(torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)).item() == pytest.approx(1)
+    assert pyramid(board[..., :2, :2], torch.zeros(2, 3, 2, 2)).item() == pytest.approx(2 / 3)
+    assert pyramid(board[..., :1, :1], torch.zeros(2, 3, 1, 1)).item() == pytest.approx(1)
+    wide = board[:, :, :4, :8]  # scales of 2 and 1 alone: 4 is no smaller than its lower side
+    assert pyramid(wide, torch.zeros_like(wide)).item() == pytest.approx(4 / 7)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 4, 4), (2, 3)])
+def test_pyramid_refuses_what_is_not_of_one_shape(shape):
+    with pytest.raises(UserError, match="maps of one shape"):
+        pyramid(torch.zeros(2, 3, 4, 4), torch.zeros(shape))
+    with pytest.raises(UserError, match="maps of one shape"):
+        pyramid(torch.zeros(2, 3), torch.zeros(2, 3))

@@ -68,7 +68,6 @@ REFUSED = {
     "phases.warmup.oder=uniform": "unknown key 'oder' in phases.warmup; did you mean 'order'?",
     "data.sorce=x": "unknown key 'sorce' in data; did you mean 'source'",
     # features that are not built yet
-    "distill.terms=[{loss: hint, map: auto}]": "distill.terms.0.map: .*'direct', 'width' or 'depth'; 'auto' came",
     "student.from_teacher={depth: 0.5}": "unknown key 'from_teacher' in student",
     "student.search={depth: [0.5]}": "unknown key 'search' in student",
     "teacher.store=signals": "unknown key 'store' in teacher",
@@ -118,7 +117,13 @@ REFUSED = {
     "data.validation=100 %": "data: validation: a share between 0 and 1 or a split; 1.0 came",
     "train.batch_size=99999999999999999999": "train.batch_size: .*99999999999999999999 came",
     # choices
-    "distill.loss=kll": "distill.loss: must be one of kl or file.py:function; 'kll' came; did you mean 'kl'?",
+    "distill.loss=kll": "distill.loss: must be one of kl, .*, none or file.py:function; 'kll' came; did you mean 'kl'",
+    "distill.terms=[{loss: hint, map: every-N}]": "distill.terms.0.map: must be one of direct, .*; 'every-N' came",
+    "distill.terms=[{loss: hint, map: dept}]": "distill.terms.0.map: .*; 'dept' came; did you mean 'depth'",
+    "distill.terms=[{loss: hint, weight: balance}]": "distill.terms.0.weight: .*'balance' came",
+    "distill.terms=[{loss: hint, aligner: fc}]": "distill.terms.0.aligner: .*'fc' came",
+    "teacher.classes=[1]": "teacher.classes: .*at least 2",
+    "teacher.classes=[0, -1]": "teacher.classes.1: .*-1 came",
     "distill.terms=[{loss: hnt}]": "distill.terms.0.loss: must be one of hint, .*; 'hnt' came; did you mean 'hint'?",
     "train.optimizer=adam": "train.optimizer: .*'sgd' or 'adamw'; 'adam' came",
     "train.keep=first": "train.keep: .*'last' or 'best'; 'first' came",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgestill.aligners import AlignerKind, aligner_for
 from edgestill.errors import UserError, closest
 from edgestill.losses import CHANNEL_FREE, Loss, cross_entropy, kl
-from edgestill.losses.logits import standardize as standardized
+from edgestill.losses import standardize as standardized
 from edgestill.losses.reduce import wide
 from edgestill.signals import Signal
 

@@ -13,8 +13,19 @@ from edgestill.functions import FUNCTION
 from edgestill.reading import PERCENT, read
 from edgestill.units import parse_bytes, parse_fraction, parse_seconds
 
-SOFT_LOSSES = ("kl",)
-TERM_LOSSES = ("hint", "attention_transfer")
+SOFT_LOSSES = (
+    "kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skewed_kl",
+    "skewed_reverse_kl",
+    "dkd",
+    "nkd",
+    "dist",
+    "binary_kl",
+    "regression",
+)
+TERM_LOSSES = ("hint", "attention_transfer", "sp", "rkd", "pkt", "cc", "cka", "pyramid")
 MAPS = ("direct", "width", "depth", "first", "last", "auto", "every-N")
 
 

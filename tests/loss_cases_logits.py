@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.special import expit, rel_entr, softmax
+from scipy.special import expit, rel_entr, softmax, xlogy
 from torch import Tensor
 
 from edgestill.losses import (
@@ -83,7 +83,7 @@ def nkd_reference(student, teacher, labels=None, other_weight=1.5, temperature=1
     """The paper's cross-entropies, less what they are where the student equals the teacher."""
 
     def paper(s, t, s_soft, t_soft, target):
-        others = normalized_others(t_soft, target) @ np.log(normalized_others(s_soft, target))
+        others = xlogy(normalized_others(t_soft, target), normalized_others(s_soft, target)).sum()
         return -t[target] * np.log(s[target]) - other_weight * temperature**2 * others
 
     labels = np.full(len(teacher), -1) if labels is None else labels

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from loss_checks import CHECKS, Case
+from loss_mutants_logits import SPECIFIC as LOGITS_MUTANTS
 from test_losses import CASES
 
 BY_NAME = {check.__name__.removeprefix("check_"): check for check in CHECKS}
@@ -42,3 +43,11 @@ def test_a_mutant_of_any_loss_is_caught(name, mutant):
     mutate, check = GENERIC[mutant]
     with pytest.raises((AssertionError, RuntimeError)):
         BY_NAME[check](mutate(CASES[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "mutant", "check"), LOGITS_MUTANTS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_mutant_of_one_loss_is_caught(name, wrong, mutant, check):
+    with pytest.raises((AssertionError, RuntimeError)):
+        BY_NAME[check](replace(CASES[name], loss=mutant))

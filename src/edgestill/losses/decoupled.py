@@ -28,12 +28,12 @@ def dkd(
     Args:
         student, teacher: logits [B, C]; the teacher gets no gradient.
         labels: the targets, class numbers [B]; where negative, and where None, the teacher's most probable class.
-        target_weight, other_weight: the authors' alpha and beta. They set beta by teacher and student: 0.5…10.
+        target_weight, other_weight: the authors' alpha and beta. They set beta by teacher and student: 0.5 to 8.
         temperature: T > 0.
         mask: valid positions [B].
         count: what to divide by instead of the number of valid positions.
 
-    Source: Zhao et al. 2022, arXiv 2203.08679, equation 7. Authors' code: megvii-research/mdistiller,
+    Source: Zhao et al. 2022, arXiv 2203.08679, section 3. Authors' code: megvii-research/mdistiller,
     mdistiller/distillers/DKD.py, the same; theirs subtracts 1000 from the target's logit, which is exact for logits
     far below 1000. They raise the weight of the whole from 0 over the first 20 epochs: a phase does that here.
 
@@ -73,7 +73,7 @@ def nkd(
         mask: valid positions [B].
         count: what to divide by instead of the number of valid positions.
 
-    Source: Yang et al. 2023, arXiv 2303.13005, equation 7. Authors' code: yzd-v/cls_KD, mmcls/models/dis_losses/nkd.py:
+    Source: Yang et al. 2023, arXiv 2303.13005, section 3. Authors' code: yzd-v/cls_KD, mmcls/models/dis_losses/nkd.py:
     cross-entropies in both parts, so larger by what the teacher alone decides; the gradient is the same.
 
     >>> float(nkd(torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[1.0, 2.0, 0.0]]), labels=torch.tensor([0])))

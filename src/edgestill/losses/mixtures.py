@@ -68,7 +68,7 @@ def skewed_kl(
         mask: valid positions [B].
         count: what to divide by instead of the number of valid positions.
 
-    Source: Ko et al. 2024 (DistiLLM), arXiv 2402.03898, equation 4; the T² as in `kl`. Authors' code:
+    Source: Ko et al. 2024 (DistiLLM), arXiv 2402.03898, section 3.1; the T² as in `kl`. Authors' code:
     jongwooko/distillm, distillm/losses.py `skewed_forward_kl`, `lam` the skew: a cross-entropy, larger by the
     teacher's entropy.
 

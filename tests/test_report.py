@@ -12,13 +12,13 @@ import pytest
 
 from edgestill import report
 from edgestill.errors import UserError
-from synthetic_run import CLASSES, load_result, save_result, write_run
+from synthetic_run import CLASSES, LAYER_MAPS, load_result, save_result, write_run
 
 
 class Page(HTMLParser):
     """The visible text of a page, its tags, and every reference that it makes."""
 
-    VOID = ("meta", "img", "br", "link")
+    VOID = ("meta", "img", "br", "link", "wbr")
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -49,7 +49,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
+        if self.tags[-1:] == ["wbr"] and self.words[-1:] and self.words[-1].endswith("."):
+            self.words[-1] += data
+        elif self.open[-1:] != ["style"]:
             self.words.append(data)
 
 
@@ -119,9 +121,67 @@ def test_every_plot_is_there_and_is_described_in_words(page: Page) -> None:
         "Validation quality, a line a seed",
         "Loss of the student by part, weighted, seed 0",
         "The schedule and its phases",
+        "hint: auto",
         "Accuracy by class",
         "Kept and lost: the student against the teacher",
     ]
+
+
+def test_every_layer_map_has_its_pairs_and_a_measured_one_its_heat_map(page: Page) -> None:
+    assert (
+        "Pairs of hint: auto student tap teacher tap similarity "
+        "layer1 layer1.4 0.77 layer2 layer2.4 0.78 layer3 layer3.8 0.83"
+    ) in page.text
+    assert "Linear CKA on 512 samples; framed: the pairs." in page.text
+    assert "attention_transfer: depth student tap teacher tap layer1 layer1 layer2 layer2 layer3 layer3" in page.text
+    assert "hint: auto. layer1 from layer1.4, similarity 0.77; layer2 from layer2.4, similarity 0.78; " in "".join(
+        page.labels
+    )
+    assert "0.19" in page.text  # of a pair that was not chosen: only its cell says so
+
+
+def with_maps(run: Path, *entries: dict[str, object]) -> Page:
+    save_result(run, {**load_result(run), "layer_maps": list(entries)})
+    return Page(report.write(run))
+
+
+def test_losses_with_one_map_share_its_picture_and_losses_with_two_have_two(tmp_path: Path) -> None:
+    run, hint = write_run(tmp_path / "run"), LAYER_MAPS[0]
+    transfer = {**hint, "loss": "my/losses.py:transfer"}
+    page = with_maps(run, hint, transfer)
+    assert page.text.count("Pairs of") == 1
+    assert "Pairs of hint, transfer: auto" in page.text
+    page = with_maps(run, hint, {**transfer, "pairs": [["layer1", "layer1.0"]]})
+    assert page.text.count("Pairs of") == 2
+
+
+def test_a_result_without_layer_maps_has_no_room_for_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    heading = "Which layer learned from which"
+    assert heading in Page(report.write(run)).text
+    assert heading not in with_maps(run).text
+    save_result(run, {key: value for key, value in load_result(run).items() if key != "layer_maps"})
+    assert heading not in Page(report.write(run)).text
+
+
+def test_many_taps_with_long_and_evil_names_and_unmeasured_cells_are_drawn(tmp_path: Path) -> None:
+    evil = "<script>$x$</script>"
+    student = [f"{evil}.encoder.layer.{place}.attention.output" for place in range(12)]
+    teacher = [f"vit.encoder.layer.{place}.attention.output.dense" for place in range(24)]
+    similarity = [[None if row == 3 else row * column / 400 for column in range(24)] for row in range(12)]
+    entry = {"loss": "hint", "map": "auto", "student": student, "teacher": teacher, "similarity": similarity,
+             "pairs": [[student[row], teacher[2 * row]] for row in range(12)], "samples": 64}  # fmt: skip
+    page = with_maps(write_run(tmp_path / "run"), entry)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert f"Taps: student {evil}.encoder.layer.*.attention.output, teacher vit.encoder.layer.*." in page.text
+    assert f"{student[2]} {teacher[4]} 0.02 {student[3]} {teacher[6]} –" in page.text
+
+
+@pytest.mark.parametrize("change", [{"similarity": [[0.5]]}, {"similarity": []}, {"student": [], "teacher": []}])
+def test_a_similarity_that_does_not_fit_its_taps_is_not_drawn(tmp_path: Path, change: dict[str, object]) -> None:
+    page = with_maps(write_run(tmp_path / "run"), {**LAYER_MAPS[0], **change})
+    assert "hint: auto student tap teacher tap layer1 layer1.4 layer2 layer2.4" in page.text
 
 
 def test_accuracy_by_class_counts_what_was_kept_lost_and_gained(tmp_path: Path) -> None:

@@ -61,10 +61,11 @@ def _flat(path: str, tap: Tensor) -> Tensor:
 def linear_cka(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     """Linear CKA of features x [N, D] and y [N, D'] of the same N samples, without the bias of few samples.
 
-    CKA = HSIC(K, L) / √(HSIC(K, K)·HSIC(L, L)), K = xxᵀ, L = yyᵀ: Kornblith et al. 2019 (arXiv 1905.00414, eq. 1-2).
-    HSIC is the unbiased estimator HSIC₁ of Song et al. 2012, eq. 5, as in Nguyen et al. 2021 (arXiv 2010.15327, eq. 3):
-    with the plain one, unrelated features of D ≫ N count as alike. 1 at equality, around 0 (also below) for unrelated
-    features; unchanged by rotation and scaling of either; 0 where one is constant. In float64.
+    CKA = HSIC(K, L) / √(HSIC(K, K)·HSIC(L, L)), K = xxᵀ, L = yyᵀ: Kornblith et al. 2019 (arXiv 1905.00414). HSIC is the
+    unbiased estimator HSIC₁ of Song et al. 2012 (Feature Selection via Dependence Maximization), as in Nguyen et al.
+    2021 (arXiv 2010.15327): with the plain one, unrelated features of D ≫ N count as alike. 1 at equality, around 0
+    (also below) for unrelated features; unchanged by rotation and scaling of either; 0 where one is constant. In
+    float64.
     Raises UserError for fewer than 4 samples, two counts of samples, and features that are not finite.
 
     >>> x = np.random.default_rng(0).normal(size=(8, 3))
@@ -79,7 +80,8 @@ def similarity(
 ) -> NDArray[np.float64]:
     """`linear_cka` of every student tap with every teacher tap: [S, M], rows and columns in the order of the dicts.
 
-    Each side is features [N, D] by tap, as from `tap_features`; all of the same N samples. Errors are `linear_cka`'s.
+    Each side is features [N, D] by tap, as from `tap_features`; all of the same N samples, a few hundred: it takes
+    (S + M)·N² numbers of 8 bytes. Errors are `linear_cka`'s.
 
     >>> x, y = np.random.default_rng(0).normal(size=(2, 8, 3))
     >>> similarity({"a": x}, {"1": y, "2": x}).round(6)[0, 1]

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from edgestill.report import classes, curves, examples, table, tradeoff, words
+from edgestill.report import classes, curves, examples, layers, table, tradeoff, words
 from edgestill.report.draw import Plot
 from edgestill.report.folder import Folder
 from edgestill.report.words import Metric
@@ -46,6 +46,7 @@ def _context(folder: Folder) -> dict[str, Any]:
         "several_seeds": any(len(arm.get("seeds") or []) > 1 for arm in (result.get("arms") or {}).values()),
         "tradeoff": _shown(tradeoff.plots(result, of, roles)),
         "training": _shown(curves.plots(result, folder.metrics, of, roles, seed)),
+        "layer_maps": _layer_maps(result),
         "seed": seed,
         "classes": _shown(classes.plots(found, roles)) if found else [],
         "class_table": _class_table(found) if found else None,
@@ -54,6 +55,12 @@ def _context(folder: Folder) -> dict[str, Any]:
         "measured": _measured(result),
         **_how(folder),
     }
+
+
+def _layer_maps(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {**found._asdict(), "plot": _shown([found.plot])[0] if found.plot else None} for found in layers.maps(result)
+    ]
 
 
 def _measured(result: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "i
 TEXT = SMALL | {"vocab_size": 50, "max_position_embeddings": 32} | dict.fromkeys(("bos_token_id", "eos_token_id"))
 IMAGE = SMALL | {"image_size": 32, "patch_size": 8}
 HIERARCHY = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 2, 2, 1]}
-VGG = {"features.2": 32, "features.6": 16, "features.13": 8, "features.20": 4, "features.27": 2}
+VGG = [f"features.{number}" for number in (2, 6, 13, 20, 27)]  # the activations in front of each pooling
 
 
 def blocks_of(prefix: str, count: int) -> list[str]:
@@ -51,37 +51,39 @@ def timm():
 @pytest.mark.parametrize(
     ("name", "expected", "first_blocks"),
     [
-        ("resnet18", blocks_of("layer", 5)[1:], ["layer1.0", "layer1.1", "layer2.0"]),
-        ("resnet50", blocks_of("layer", 5)[1:], ["layer1.0", "layer1.1", "layer1.2"]),
+        ("resnet18", ["layer1", "layer2", "layer3", "layer4"], ["layer1.0", "layer1.1", "layer2.0"]),
+        ("resnet50", ["layer1", "layer2", "layer3", "layer4"], ["layer1.0", "layer1.1", "layer1.2"]),
         ("convnext_atto", blocks_of("stages", 4), ["stages.0.blocks.0", "stages.0.blocks.1", "stages.1.blocks.0"]),
         ("mobilenetv3_small_050", ["blocks.0", "blocks.1", "blocks.3", "blocks.5"], ["blocks.0.0", "blocks.1.0"]),
         ("mobilenetv4_conv_small", ["blocks.0", "blocks.1", "blocks.2", "blocks.4"], []),
         ("efficientnet_b0", ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"], ["blocks.0.0", "blocks.1.0"]),
         ("regnetx_002", ["s1", "s2", "s3", "s4"], []),
         ("densenet121", [f"features.denseblock{number}" for number in (1, 2, 3, 4)], []),
-        ("vgg11_bn", list(VGG), []),
+        ("vgg11_bn", VGG, []),
         ("poolformer_s12", blocks_of("stages", 4), ["stages.0.blocks.0", "stages.0.blocks.1"]),
         ("pvt_v2_b0", blocks_of("stages", 4), ["stages.0.blocks.0", "stages.0.blocks.1"]),
     ],
 )
 def test_the_stages_of_timms_hierarchical_models(timm, name, expected, first_blocks):
     model = timm.create_model(name, num_classes=5)
-    expected = [path.replace("layer.", "layer") for path in expected]
-    taps = check(model, torch.randn(2, 3, 32 if name == "vgg11_bn" else 64, 32 if name == "vgg11_bn" else 64), expected)
+    taps = check(model, torch.randn(2, 3, 64, 64), expected)
     assert paths(taps, "block")[: len(first_blocks)] == first_blocks
     sides = [tap.shape[2] for tap in taps if tap.kind == "stage"]
     assert sides == sorted(set(sides), reverse=True)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "mixer_s32_224"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
 def test_plain_transformers_of_timm_have_blocks(timm, name):
-    side = 64 if name.startswith("mixer") else 32
-    options = {"num_layers" if name.startswith("mixer") else "depth": 3} if not name.startswith("mixer") else {}
-    model = timm.create_model(name, num_classes=5, img_size=side, **options)
-    taps = check(model, torch.randn(2, 3, side, side), blocks_of("blocks", len(model.blocks)))
+    model = timm.create_model(name, num_classes=5, img_size=32, depth=3)
+    taps = check(model, torch.randn(2, 3, 32, 32), blocks_of("blocks", 3))
     assert paths(taps, "stage") == []
-    attentions = [] if name.startswith("mixer") else [f"blocks.{number}.attn@attention" for number in range(3)]
-    assert paths(taps, "attention") == attentions
+    assert paths(taps, "attention") == [f"blocks.{number}.attn@attention" for number in range(3)]
+
+
+def test_a_mixer_has_blocks_and_no_attention(timm):
+    model = timm.create_model("mixer_s32_224", num_classes=5, img_size=64)
+    taps = check(model, torch.randn(2, 3, 64, 64), blocks_of("blocks", 8))
+    assert paths(taps, "attention") == []
 
 
 def test_maps_with_the_channels_last_are_maps(timm):
@@ -138,7 +140,7 @@ def test_the_stages_of_hugging_faces_hierarchical_models(transformers, family, t
         ("ModernBert", "Model", TEXT | dict.fromkeys(("cls_token_id", "sep_token_id")), blocks_of("layers", 3)),
         ("Llama", "ForCausalLM", TEXT | {"num_key_value_heads": 2}, blocks_of("model.layers", 3)),
         ("Llama", "ForCausalLM", TEXT | {"num_hidden_layers": 1}, ["model.layers.0"]),
-        ("Qwen3", "ForCausalLM", TEXT | {"head_dim": 4}, blocks_of("model.layers", 3)),
+        ("Qwen3", "ForCausalLM", TEXT | {"num_key_value_heads": 2, "head_dim": 4}, blocks_of("model.layers", 3)),
         ("GPT2", "LMHeadModel", TEXT | {"n_embd": 16, "n_layer": 3, "n_head": 4}, blocks_of("transformer.h", 3)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -148,9 +150,7 @@ def test_plain_transformers_of_hugging_face_have_blocks(transformers, family, ta
     example = torch.randn(2, 3, 32, 32) if "image_size" in options else torch.arange(14).reshape(2, 7)
     taps = check(model, example, expected)
     attentions = paths(taps, "attention")
-    assert [path.startswith(f"{block}.") for path, block in zip(attentions, expected, strict=True)] == [True] * len(
-        expected
-    )
+    assert all(path.startswith(f"{block}.") for path, block in zip(attentions, expected, strict=True))
 
 
 # --- plain modules

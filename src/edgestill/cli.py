@@ -66,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     compare = add("compare", _compare, "several runs side by side")
     compare.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders")
     compare.add_argument("--json", action="store_true", help="print the results as JSON")
+    taps = add("taps", _taps, "the places of a model that can be tapped: its stages, blocks and attentions")
+    taps.add_argument("model", metavar="MODEL", help="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved folder")
+    taps.add_argument(
+        "--weights", metavar="FILE", help="safetensors or a state dict (none are needed to list the taps)"
+    )
+    taps.add_argument("--input", metavar="CxHxW", help="the images (what the model declares, or 3x224x224)")
+    taps.add_argument("--classes", metavar="N", type=int, default=10, help="the classes it is built for (10)")
+    taps.add_argument("--all", action="store_true", help="every module that puts out a tensor")
+    taps.add_argument("--json", action="store_true", help="print the taps as JSON")
     add("recipes", _recipes, "the built-in recipes")
     add("schema", _schema, "the recipe's JSON Schema")
     return parser
@@ -125,6 +134,25 @@ def _compare(options: argparse.Namespace) -> int:
     results = {str(run): read_json(run / RESULT) for run in options.runs}
     print(json.dumps(results, indent=1) if options.json else comparison(results))
     return OK
+
+
+def _taps(options: argparse.Namespace) -> int:
+    sides = _sides(options.input) if options.input else None
+    if options.classes < 1:
+        raise UserError(f"--classes must be at least 1; {options.classes} came")
+    from edgestill.listing import lines, taps_of
+
+    taps = taps_of(options.model, classes=options.classes, sides=sides, weights=options.weights, every=options.all)
+    print(json.dumps(taps, indent=1) if options.json else "\n".join(lines(taps)))
+    return OK
+
+
+def _sides(text: str) -> tuple[int, int, int]:
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
+        raise UserError(f"--input is written CxHxW, as 3x224x224; {text!r} came")
+    channels, height, width = map(int, sides)
+    return channels, height, width
 
 
 def _recipes(options: argparse.Namespace) -> int:

@@ -81,6 +81,9 @@ class Data(Section):
     )
     licence: str | None = Field(None, description="The data's licence, for the student's model card.")
     workers: Threads | None = Field(None, description="Decoding workers; the order of the data does not depend on it.")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="When an image is broken or missing: stop, or leave it out and count it."
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> "Data":
@@ -111,6 +114,14 @@ class Fit(Section):
     weight_decay: NonNegative = Field(5e-4, description="Decoupled for adamw, L2 for sgd.")
 
 
+Trust = Annotated[bool, Field(description="Run the code that a Hugging Face model brings along: read it first.")]
+
+
+def _only_hugging_face(section: "Teacher | Student") -> None:
+    if section.trust_remote_code and not section.model.startswith("hf:"):
+        raise ValueError(f"trust_remote_code is for hf: models alone; {section.model} came: leave it out")
+
+
 class Teacher(Section):
     model: str = Field(description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder.")
     weights: str | None = Field(None, description="Safetensors, or a plain state dict. Given, nothing is fitted.")
@@ -118,6 +129,12 @@ class Teacher(Section):
     fit: Fit | None = Field(None, description="How to fit the teacher when no weights are given.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
     input: Input = Field(default_factory=Input, description="What the model expects of its input.")
+    trust_remote_code: Trust = False
+
+    @model_validator(mode="after")
+    def _trust(self) -> "Teacher":
+        _only_hugging_face(self)
+        return self
 
 
 class Student(Section):
@@ -125,6 +142,12 @@ class Student(Section):
     weights: str | None = Field(None, description="Weights that every arm starts from; random ones by default.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
     input: Input = Field(default_factory=Input, description="What the model expects of its input.")
+    trust_remote_code: Trust = False
+
+    @model_validator(mode="after")
+    def _trust(self) -> "Student":
+        _only_hugging_face(self)
+        return self
 
 
 class Term(Section):

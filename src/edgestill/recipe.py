@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from edgestill.errors import UserError, closest
 from edgestill.functions import FUNCTION
@@ -48,9 +57,16 @@ def _loss_name(names: Sequence[str]) -> Callable[[str], str]:
     return check
 
 
+def _written(**number: Any) -> WithJsonSchema:
+    """Both ways of writing a share, for the schema: 0.85, and "85 %"."""
+    text = {"type": "string", "pattern": PERCENT.pattern}
+    return WithJsonSchema({"anyOf": [{"type": "number", "maximum": 1, **number}, text]})
+
+
 Size = Annotated[str, BeforeValidator(_as_value_error(parse_bytes, keep_text=True))]
 Duration = Annotated[str, BeforeValidator(_as_value_error(parse_seconds, keep_text=True))]
-Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
+Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1), _written(minimum=0)]
+SomeShare = Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=1), _written(exclusiveMinimum=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -58,7 +74,11 @@ Count = Annotated[int, Field(ge=1, le=2**20)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Epochs = Annotated[float, Field(gt=0, le=1e5)]
-Taps = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Taps = Annotated[
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+]
 
 
 class Section(BaseModel):
@@ -172,7 +192,7 @@ class Distill(Section):
 
 class Phase(Section):
     name: str = Field(min_length=1, description="A name to address it by: phases.NAME.key.")
-    share: Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=1)] = Field(description="Share of all steps.")
+    share: SomeShare = Field(description="Share of all steps.")
     order: Literal["uniform", "easiest-first"] = Field(
         "uniform",
         description="easiest-first: by the teacher's own loss, ranked within class; the admitted part grows to all.",
@@ -244,7 +264,8 @@ class Recipe(Section):
 
     task: Literal["image-classification"] = Field(description="What the model does.")
     data: Annotated[Data, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)] = Field(
-        description="Splits; `data: DIR` is short for `data: {source: DIR}`."
+        description="Splits; `data: DIR` is short for `data: {source: DIR}`.",
+        json_schema_extra=lambda schema: schema.update(anyOf=[{"$ref": schema.pop("$ref")}, {"type": "string"}]),
     )
     teacher: Teacher = Field(description="The large trained model.")
     student: Student = Field(description="The small model being trained.")

@@ -54,6 +54,8 @@ def _type(field: dict[str, Any]) -> str:
         return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
+    if "%" in field.get("pattern", ""):
+        return "percentage"
     kind = field.get("type", "any")
     if kind == "array":
         return f"list of {_type(field.get('items', {}))}"

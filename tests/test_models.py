@@ -1,6 +1,8 @@
 """Models from their specs, their weights, and students that are saved and loaded again."""
 
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -298,17 +300,52 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-@pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_a_pickle_with_code_is_refused_and_never_run(tmp_path, ending):
+@pytest.mark.parametrize("ending", ["pt", "pth", "bin", "safetensors"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
+def test_a_pickle_with_code_is_refused_and_never_run(tmp_path, ending, form):
     path, mark = tmp_path / f"weights.{ending}", tmp_path / "was run"
-    torch.save({"0.weight": torch.zeros(4, 3), "bomb": Bomb(mark)}, path)
+    content = {"0.weight": torch.zeros(4, 3), "bomb": Bomb(mark)}
+    if form == "bare pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(UserError, match=r"is not plain weights|is not a readable weights file") as refused:
         load_weights(linear(), path)
     assert "\n" not in str(refused.value)
     assert not mark.exists()
     with path.open("rb") as file:
-        torch.load(file, weights_only=False)
+        pickle.load(file) if form == "bare pickle" else torch.load(file, weights_only=False)
     assert mark.exists()  # it would have gone off
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["2.weight", "1.running_var"])
+def test_weights_that_are_not_finite_are_refused_with_tensor_and_count(tmp_path, ending, value, key):
+    path, saved, module = tmp_path / f"weights.{ending}", state(), linear()
+    saved[key].view(-1)[1:3] = value
+    (save_file if ending == "safetensors" else torch.save)(saved, path)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    if key == "1.running_var" and value == -float("inf"):
+        load_weights(module, path)  # a buffer may hold it, as attention masks do
+        return
+    with pytest.raises(UserError) as refused:
+        load_weights(module, path)
+    said = f"{key!r} has 2 NaN or infinite among its {saved[key].numel()}"
+    assert str(refused.value).startswith(f"{path}: weights need to be finite numbers; {said}")
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_fill_a_float32_model(tmp_path, ending, dtype):
+    path, saved, module = tmp_path / f"weights.{ending}", state(), linear()
+    other = {key: value.to(dtype) if value.is_floating_point() else value for key, value in saved.items()}
+    (save_file if ending == "safetensors" else torch.save)(other, path)
+    load_weights(module, path)
+    for key, value in module.state_dict().items():
+        assert value.dtype == saved[key].dtype
+        assert torch.equal(value, other[key].to(value.dtype))
 
 
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
@@ -448,3 +485,109 @@ def test_a_hugging_face_model_that_cannot_be_made_is_refused(resnet_folder, tmp_
     with pytest.raises(UserError, match="no Hugging Face image classifier") as refused:
         make(f"hf:{folder}", options=options)
     assert "\n" not in str(refused.value)
+
+
+def hf_copy(folder: Path, to: Path, change) -> str:
+    """A Hugging Face folder whose weights are changed."""
+    shutil.copytree(folder, to)
+    weights = load_file(to / "model.safetensors")
+    change(weights)
+    save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
+    return f"hf:{to}"
+
+
+def test_a_hugging_face_model_with_broken_weights_is_refused_in_one_line(resnet_folder, tmp_path):
+    def spoil(weights):
+        weights["classifier.1.bias"][2] = float("nan")
+
+    with pytest.raises(UserError, match=r"nan: weights need to be finite numbers; 'classifier.1.bias' has 1 NaN"):
+        make(hf_copy(resnet_folder, tmp_path / "nan", spoil))
+    spec = hf_copy(resnet_folder, tmp_path / "cut", lambda weights: None)
+    path, mark = tmp_path / "cut" / "model.safetensors", tmp_path / "was run"
+    for content in (path.read_bytes()[:-100], b"", pickle.dumps(Bomb(mark))):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="cut holds no readable weights file") as refused:
+            make(spec)
+        assert "\n" not in str(refused.value)
+    path.unlink()
+    torch.save({"bomb": Bomb(mark)}, path.with_name("pytorch_model.bin"))
+    with pytest.raises(UserError, match="only tensors are loaded, never code") as refused:
+        make(spec)
+    assert "\n" not in str(refused.value)
+    assert not mark.exists()
+
+
+def test_a_hugging_face_model_saved_in_half_precision_is_trained_in_full(resnet_folder, tmp_path):
+    def halve(weights):
+        weights |= {key: value.bfloat16() if value.is_floating_point() else value for key, value in weights.items()}
+
+    spec = hf_copy(resnet_folder, tmp_path / "half", halve)
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    module = make(spec).module
+    assert {value.dtype for value in module.parameters()} == {torch.float32}
+    saved = load_file(tmp_path / "half" / "model.safetensors")
+    assert torch.equal(module.state_dict()["classifier.1.weight"], saved["classifier.1.weight"].float())
+
+
+OWN_CODE = """
+from pathlib import Path
+Path({mark!r}).touch()
+from transformers import ResNetConfig, ResNetForImageClassification
+
+class OwnConfig(ResNetConfig):
+    model_type = "own"
+
+class OwnModel(ResNetForImageClassification):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(resnet_folder, tmp_path, monkeypatch) -> tuple[str, Path]:
+    """A Hugging Face folder whose model is code of its own, and the file that this code writes when it runs."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    folder, mark = tmp_path / "own", tmp_path / "was run"
+    shutil.copytree(resnet_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForImageClassification": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}))
+    (folder / "own.py").write_text(OWN_CODE.format(mark=str(mark)))
+    return f"hf:{folder}", mark
+
+
+def test_code_that_a_model_brings_runs_only_when_the_recipe_says_so(own_code):
+    spec, mark = own_code
+    with pytest.raises(UserError, match=r"brings code of its own, .* `trust_remote_code: true` beside") as refused:
+        make(spec)
+    assert "\n" not in str(refused.value)
+    assert not mark.exists()
+    model = make(spec, trust_remote_code=True)
+    assert mark.exists()
+    assert type(model.module).__name__ == "OwnModel"
+    assert answers(model, example(model.input, 2)).shape == (2, 4)
+
+
+def test_a_processor_with_code_of_its_own_is_refused_not_passed_over(resnet_folder, tmp_path):
+    folder, mark = tmp_path / "own", tmp_path / "was run"
+    shutil.copytree(resnet_folder, folder)
+    path = folder / "preprocessor_config.json"
+    processor = json.loads(path.read_text()) | {
+        "image_processor_type": "Own",
+        "auto_map": {"AutoImageProcessor": "own.Own"},
+    }
+    path.write_text(json.dumps(processor))
+    (folder / "own.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\nclass Own: pass\n")
+    with pytest.raises(UserError, match="brings code of its own"):
+        make(f"hf:{folder}")
+    assert not mark.exists()
+
+
+def test_trust_is_no_option_of_the_model(own_code):
+    spec, mark = own_code
+    with pytest.raises(UserError, match="stands beside `model`, not in its options"):
+        make(spec, options={"trust_remote_code": True})
+    assert not mark.exists()

@@ -10,7 +10,7 @@ import yaml
 from edgestill import losses
 from edgestill.errors import UserError
 from edgestill.reading import builtin
-from edgestill.recipe import SOFT_LOSSES, TERM_LOSSES, Recipe, dump, load_recipe
+from edgestill.recipe import SOFT_LOSSES, TERM_LOSSES, Recipe, dump, load_recipe, validate
 
 SMALL = """
 task: image-classification
@@ -143,6 +143,10 @@ REFUSED = {
     "budget.size=1e999 KB": "budget.size: a size must be a finite number of at least 0; '1e999 KB' came",
     "budget.latency=2 mss": "budget.latency: a time needs one of the units us, ms, .*; '2 mss' came; did you mean 'ms'",
     "budget.memory=2 ms": "budget.memory: a size needs one of the units .*; '2 ms' came",
+    # a key of one kind of model alone
+    "teacher.trust_remote_code=true": "teacher: trust_remote_code is for hf: models alone; .*large came: leave it out",
+    "student.trust_remote_code=1": "student.trust_remote_code: .*boolean; 1 came",
+    "data.on_error=ignore": "data.on_error: .*'stop' or 'skip'; 'ignore' came",
     # two ways at once
     "data={source: a, train: b}": "data: takes `source` or `train` and `test`, not both",
     "data={train: b}": "data: needs `source` .*, or both `train` and `test`",
@@ -178,6 +182,40 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(recipe, text):
     assert BROKEN[text] in str(refused.value)
     assert "recipe.yaml" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        (SMALL + "data: other\n", "data", 6),
+        (SMALL.replace("data: pictures", "data: {source: a, size: 3, source: b}"), "source", 3),
+        (SMALL + "train:\n  lr: 1\n  epochs: 2\n  'lr': 3\n", "lr", 9),
+    ],
+)
+def test_a_key_that_stands_there_twice_is_refused(recipe, text, key, line):
+    with pytest.raises(UserError, match=rf"at line {line}, column \d+: the key '{key}' stands there twice$"):
+        recipe(text=text)
+    with pytest.raises(UserError, match=r"--set train is not valid YAML at line 1, column 9: the key 'lr' stands"):
+        recipe("train={lr: 1, lr: 2}")
+
+
+def test_a_key_may_override_a_merged_one(recipe):
+    merged = "budget: &b {size: 1 KB, threads: 1}\ncompare: {seeds: 2}\n"
+    text = SMALL + merged + "train: {threads: 2, views: &v {crop: 1, flip: true}}\n"
+    assert recipe(text=text).train.views.crop == 1
+    anchored = "distill: {options: {a: {b: &x {<<: &y {p: 1}, p: 2}}, c: {<<: *x, p: 3}}}\n"
+    assert recipe(text=SMALL + anchored).distill.options == {"a": {"b": {"p": 2}}, "c": {"p": 3}}
+
+
+def test_a_home_folder_is_expanded(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "vit").mkdir(parents=True)
+    made = recipe("student.weights=~/x.pt", "data={train: ~/a.csv, test: '~/b-*.parquet'}", "student.model=hf:~/vit",
+                  text=SMALL.replace("nets.py:large", "~/nets.py:large"))  # fmt: skip
+    assert made.student.weights == f"{tmp_path}/home/x.pt"
+    assert (made.data.train, made.data.test) == (f"{tmp_path}/home/a.csv", f"{tmp_path}/home/b-*.parquet")
+    assert made.student.model == f"hf:{tmp_path}/home/vit"
+    assert made.teacher.model == f"{tmp_path}/home/nets.py:large"
 
 
 def test_keys_that_are_no_words_are_refused(recipe):
@@ -389,6 +427,34 @@ def test_every_key_has_a_description_and_the_schema_is_json():
         assert section["additionalProperties"] is False
         for key, field in section["properties"].items():
             assert field.get("description"), f"{name}.{key}"
+
+
+def test_the_schema_accepts_what_is_accepted():
+    """The built-in recipes, and the short forms; not what is out of range."""
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    check = jsonschema.Draft202012Validator(Recipe.model_json_schema())
+    for path in builtin().values():
+        check.validate(yaml.safe_load(path.read_text(encoding="utf-8").replace("1e-4", "1.0e-4")))
+    small = yaml.safe_load(SMALL)
+    forms = {
+        "data": ["pictures", {"train": "a", "test": "b", "validation": "10 %"}],
+        "distill": [
+            {"alpha": "85 %"},
+            {"alpha": 0.85},
+            {"terms": [{"loss": "hint", "student": "a", "teacher": ["b"]}]},
+        ],
+        "phases": [[{"name": "a", "share": "40 %", "alpha": "0 %"}, {"name": "b", "share": 0.6}]],
+        "budget": [{"quality": "85 %", "size": "1 KB"}],
+        "train": [{"lr_ramp": "5 %", "lr": 1}],
+    }
+    for key, values in forms.items():
+        for value in values:
+            check.validate(small | {key: value})
+            validate(small | {key: value})
+    for key, value in {"data": 3, "distill": {"alpha": 2}, "phases": [{"name": "a", "share": 0}]}.items():
+        assert not check.is_valid(small | {key: value})
+        with pytest.raises(UserError):
+            validate(small | {key: value})
 
 
 def test_a_recipe_cannot_be_changed(recipe):

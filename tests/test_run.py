@@ -1,6 +1,7 @@
 """The main job on real digits: recipe in, measured artifacts out. One full run of the built-in recipe serves them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -236,6 +237,31 @@ def test_resuming_with_other_data_is_refused(small, tmp_path):
     (copied / "environment.json").write_text(json.dumps(environment))
     with pytest.raises(UserError, match="fingerprint of the split test"):
         job.run(load_recipe("digits", SMALL), copied, resume=True, track=progress.silent)
+
+
+@pytest.mark.parametrize("package", ["python", "torch", "numpy", "edgestill", "pillow"])
+def test_resuming_with_another_version_is_refused(small, tmp_path, package):
+    copied = tmp_path / "run"
+    shutil.copytree(small, copied)
+    environment = json.loads((copied / "environment.json").read_text())
+    now = environment["versions"][package]
+    environment["versions"][package] = "0.0.1"
+    (copied / "environment.json").write_text(json.dumps(environment))
+    before = (copied / "result.json").read_bytes()
+    with pytest.raises(UserError, match=rf"the version of {package} was '0\.0\.1', '{re.escape(now)}' came"):
+        job.run(load_recipe("digits", SMALL), copied, resume=True, track=progress.silent)
+    assert (copied / "result.json").read_bytes() == before
+
+
+def test_resuming_with_another_version_of_what_trains_nothing_goes_on(small, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(small, copied)
+    environment = json.loads((copied / "environment.json").read_text())
+    environment["versions"] |= {"onnxruntime": "0.0.1", "onnx": "0.0.1"}
+    del environment["versions"]["numpy"]  # a run of an earlier edgestill need not have named all
+    (copied / "environment.json").write_text(json.dumps(environment))
+    result = job.run(load_recipe("digits", SMALL), copied, resume=True, track=progress.silent, deliver_files=False)
+    assert result["status"] == "done"
 
 
 def test_resuming_cuts_the_metrics_back_to_what_was_saved(small, tmp_path):

@@ -1,6 +1,7 @@
 """Recipe -> parts. The only place that unpacks a Recipe: everything behind it takes plain values."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
 from edgestill.data.images import Images, hold_out, keep_labels, spaced
-from edgestill.data.sources import load_splits, resolve, splits_of
+from edgestill.data.sources import check_apart, load_splits, resolve, splits_of
 from edgestill.errors import UserError, first_line
 from edgestill.evaluate.classification import accuracy, logits, predictor
 from edgestill.functions import load_function
@@ -35,18 +36,22 @@ from edgestill.tasks.images import Batch, Views, batch, prepare, statistics
 from edgestill.terms import Mapped, Similarity, bound, expand, named
 from edgestill.train import Options, Track
 
+_log = logging.getLogger("edgestill")
+
 BASELINE, STUDENT, TEACHER = "baseline", "student", "teacher"
 SIMILARITY_SAMPLES = 512
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a run. `train` has the labels that the arms see, `fit` those that a fitted teacher sees."""
+    """The data of a run. `train` has the labels that the arms see, `fit` those that a fitted teacher sees; `skipped`
+    counts, by split as it was read, the broken images that were left out."""
 
     train: Images
     fit: Images
     validation: Images
     test: Images
+    skipped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -230,7 +235,11 @@ def _splits(recipe: Recipe, track: Track) -> Splits:
     if isinstance(data.validation, str):
         named["validation"] = data.validation
     wanted: dict[str, Any] = {name: named[name] for name in ("train", "validation", "test") if name in named}
-    loaded = load_splits(wanted, size=data.size, workers=data.workers, track=track)
+    loaded = load_splits(wanted, size=data.size, workers=data.workers, on_error=data.on_error, track=track)
+    skipped = {name: len(images.skipped) for name, images in loaded.items() if images.skipped}
+    for name, count in skipped.items():
+        first = "; ".join(loaded[name].skipped[:3]) + ("; …" if count > 3 else "")
+        _log.warning("edgestill: %d broken images of the %s split are left out: %s", count, name, first)
     if "validation" in loaded:
         fit, validation = loaded["train"], loaded["validation"]
     else:
@@ -241,13 +250,18 @@ def _splits(recipe: Recipe, track: Track) -> Splits:
         )
     for name, images in (("validation", validation), ("test", loaded["test"])):
         if not (images.labels >= 0).any():
-            raise UserError(f"data: the {name} split has no labels; it is what quality is measured on")
+            raise UserError(
+                f"data: the {name} split has no labels; it is what quality is measured on: {images.source} needs a "
+                f"column 'label', or a folder for each class"
+            )
     if not (fit.labels >= 0).any():
         raise UserError(
-            "data: the training split has no labels; at least some are needed, for the baseline and finetuning"
+            "data: the training split has no labels; at least some are needed, for the baseline and finetuning: "
+            f"{fit.source} needs a column 'label', or a folder for each class"
         )
+    check_apart(loaded)
     train = fit if data.labels_per_class is None else keep_labels(fit, data.labels_per_class, seed=0)
-    return Splits(train, fit, validation, loaded["test"])
+    return Splits(train, fit, validation, loaded["test"], skipped)
 
 
 def _teacher(section: TeacherSection, images: Images, default: ImageInput) -> Model:
@@ -274,6 +288,7 @@ def _model(section: TeacherSection | StudentSection, classes: int | None, defaul
         mean=section.input.mean,
         std=section.input.std,
         size=section.input.size,
+        trust_remote_code=section.trust_remote_code,
     )
 
 

@@ -172,8 +172,12 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _track(options: argparse.Namespace) -> Any:
+    import logging
+
     from edgestill import progress
 
+    if options.quiet:
+        logging.getLogger("edgestill").setLevel(logging.ERROR)
     return progress.silent if options.quiet else progress.track
 
 

@@ -25,6 +25,7 @@ _PACKAGES = (
     "edgestill",
     "torch",
     "numpy",
+    "scipy",
     "onnx",
     "onnxruntime",
     "onnxscript",
@@ -120,12 +121,15 @@ def status(out: Path, result: dict[str, Any]) -> Iterator[None]:
 
 
 def refuse_other(out: Path, recipe: str, environment: dict[str, Any]) -> None:
-    """UserError naming the first difference, where a run is to be resumed with another recipe, data or thread count."""
+    """UserError naming the first difference, where a run is to be resumed with another recipe, data, thread count or
+    version of what it is trained with."""
     saved = yaml.safe_load((out / RECIPE).read_text(encoding="utf-8"))
     before = read_json(out / ENVIRONMENT)
     pairs = [("the recipe's", _flat(saved), _flat(yaml.safe_load(recipe)))]
     pairs.append(("the data's fingerprint of the split", before.get("data", {}), environment["data"]))
     pairs.append(("the number of", {"threads": before.get("threads")}, {"threads": environment["threads"]}))
+    versions = {name: version for name, version in before.get("versions", {}).items() if _trains_with(name)}
+    pairs.append(("the version of", versions, {name: environment["versions"].get(name) for name in versions}))
     for what, old, new in pairs:
         for key in [*old, *new]:
             if old.get(key) != new.get(key):
@@ -133,6 +137,12 @@ def refuse_other(out: Path, recipe: str, environment: dict[str, Any]) -> None:
                     f"--resume needs the run as it was begun; {what} {key} was {old.get(key)!r}, "
                     f"{new.get(key)!r} came: set it back, or begin a run in another --out"
                 )
+
+
+def _trains_with(package: str) -> bool:
+    """Whether a package's version may change the bits of this training; called when the models are made."""
+    always = ("python", "edgestill", "torch", "numpy", "scipy", "pillow", "datasets")
+    return package in always or (package in ("timm", "transformers") and package in sys.modules)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,9 @@ of its input. Shapes: B batch, C channels, H height, W width."""
 
 import inspect
 import json
+import pickle
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -55,6 +57,7 @@ def load_model(
     mean: list[float] | None = None,
     std: list[float] | None = None,
     size: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Model:
     """A model from its spec.
 
@@ -66,12 +69,15 @@ def load_model(
         options: keyword arguments of the function.
         weights: safetensors or a plain state dict.
         mean, std, size: in place of what the model declares.
+        trust_remote_code: whether an `hf:` model may run the code that it brings along.
     """
     options = dict(options or {})
+    if "trust_remote_code" in options:
+        raise UserError(f"{spec}: `trust_remote_code` stands beside `model`, not in its options; move it there")
     if spec.startswith("timm:"):
         module, declared = _from_timm(spec[5:], classes, options, default, trained=weights is not None)
     elif spec.startswith("hf:"):
-        module, declared = _from_hugging_face(spec[3:], options, default)
+        module, declared = _from_hugging_face(spec[3:], options, default, trust_remote_code)
     elif ".py:" in spec:
         module, declared = _from_function(spec, classes, options, default)
     elif exists(Path(spec) / STUDENT_FILE):
@@ -85,6 +91,8 @@ def load_model(
         raise UserError(f"{spec} takes images of {declared.channels} channel(s); the data has {default.channels}")
     if weights is not None:
         load_weights(module, Path(weights))
+    elif spec.startswith(("timm:", "hf:")):
+        _refuse_nonfinite(module, module.state_dict(), spec)
     expected = replace(
         declared,
         mean=tuple(mean) if mean else declared.mean,
@@ -141,7 +149,9 @@ def _from_timm(
     )
 
 
-def _from_hugging_face(name: str, options: dict[str, Any], default: ImageInput) -> tuple[nn.Module, ImageInput]:
+def _from_hugging_face(
+    name: str, options: dict[str, Any], default: ImageInput, trust: bool
+) -> tuple[nn.Module, ImageInput]:
     try:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
         from transformers.utils import logging as hf_logging
@@ -151,8 +161,16 @@ def _from_hugging_face(name: str, options: dict[str, Any], default: ImageInput) 
         ) from error
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # bars are ours to draw, and --quiet draws none
     try:
-        module = AutoModelForImageClassification.from_pretrained(name, **options)
-    except (OSError, ValueError, TypeError) as error:
+        # Neither None, which asks on a terminal, nor the file's own precision: training is in float32.
+        module = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=trust, **options).float()
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{name} holds more than plain weights; only tensors are loaded, never code: save it as safetensors"
+        ) from error
+    except SafetensorError as error:
+        raise UserError(f"{name} holds no readable weights file: {first_line(error)}; copy it anew") from error
+    except Exception as error:
+        _refuse_remote_code(name, error)
         raise UserError(f"no Hugging Face image classifier {name!r}: {first_line(error)}") from error
     size = getattr(module.config, "image_size", None)
     declared = replace(
@@ -161,15 +179,24 @@ def _from_hugging_face(name: str, options: dict[str, Any], default: ImageInput) 
         size=(size if isinstance(size, int) else size[0]) if size else default.size,
     )
     try:
-        processor = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError):  # a folder without preprocessor_config.json: the data's normalisation holds
-        return module, declared
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=trust)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        _refuse_remote_code(name, error)
+        return module, declared  # a folder without preprocessor_config.json: the data's normalisation holds
     sides = getattr(processor, "crop_size", None) or getattr(processor, "size", None)
     if sides and not size:
         declared = replace(declared, size=sides.get("height") or sides.get("shortest_edge") or default.size)
     if processor.image_mean and processor.image_std:
         declared = replace(declared, mean=tuple(processor.image_mean), std=tuple(processor.image_std))
     return module, declared
+
+
+def _refuse_remote_code(name: str, error: Exception) -> None:
+    if "trust_remote_code" in str(error):
+        raise UserError(
+            f"the Hugging Face model {name!r} brings code of its own, which is not run unless the recipe says "
+            "`trust_remote_code: true` beside `model`; read the code first"
+        ) from error
 
 
 def _from_student_folder(folder: Path) -> tuple[str, dict[str, Any], nn.Module, ImageInput]:
@@ -181,7 +208,7 @@ def _from_student_folder(folder: Path) -> tuple[str, dict[str, Any], nn.Module, 
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / STUDENT_FILE} does not describe a student: {first_line(error)}") from error
     if spec.startswith("hf:"):
-        return f"hf:{folder}", {}, _from_hugging_face(str(folder), {}, declared)[0], declared
+        return f"hf:{folder}", {}, _from_hugging_face(str(folder), {}, declared, False)[0], declared
     if ".py:" in spec:
         spec = str(folder / spec)
     options = options | ({} if ".py:" in spec else {"pretrained": False})
@@ -221,7 +248,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of the pickle's version
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable weights file: {first_line(error)}") from error
     except Exception as error:
@@ -249,7 +278,24 @@ def load_weights(module: nn.Module, path: Path) -> None:
                 f"{path} does not fit {type(module).__name__}: {key!r} has {_shape(state[key])}, "
                 f"the model needs {_shape(own[key])}"
             )
+    _refuse_nonfinite(module, state, path)
     module.load_state_dict(state, strict=False)
+
+
+def _refuse_nonfinite(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """UserError naming the first tensor with NaN or infinite values; a buffer may hold −∞, as attention masks do."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for key, value in state.items():
+        if not value.is_floating_point():
+            continue
+        wrong = ~torch.isfinite(value.float())
+        if key not in parameters:
+            wrong &= value.float() != -torch.inf
+        if count := int(wrong.sum()):
+            raise UserError(
+                f"{source}: weights need to be finite numbers; {key!r} has {count} NaN or infinite among its "
+                f"{value.numel()}: take another checkpoint of that training"
+            )
 
 
 def _shape(tensor: Tensor) -> str:

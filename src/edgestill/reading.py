@@ -23,6 +23,18 @@ class _Loader(yaml.SafeLoader):
         key: list(resolvers) for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Refuses a key that stands twice, of which PyYAML silently takes the last."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} stands there twice", problem_mark=key.start_mark
+                )
+            seen.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"), list("-+0123456789.")
@@ -156,7 +168,7 @@ def _entries(items: Any) -> list[Any]:
 
 
 def _join(base: Path, text: str) -> str:
-    return os.path.normpath(base / text)
+    return os.path.normpath(base / os.path.expanduser(text))
 
 
 def _function_path(text: str, base: Path) -> str:
@@ -165,13 +177,16 @@ def _function_path(text: str, base: Path) -> str:
 
 def _model_path(text: str, base: Path) -> str:
     if text.startswith("hf:"):
-        return f"hf:{_join(base, text[3:])}" if exists(base / text[3:]) else text
+        path = _join(base, text[3:])
+        return f"hf:{path}" if exists(Path(path)) else text
     return text if text.startswith("timm:") else _join(base, text)
 
 
 def _data_path(text: str, base: Path) -> str:
     """A Hub id (owner/name, and no folder of the owner's name here) stays; all else but a share is a path."""
-    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", text) and not text.endswith((".parquet", ".npz"))
+    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", text) and not text.endswith(
+        (".parquet", ".npz", ".csv", ".jsonl")
+    )
     is_id = looks_like_id and not text.startswith(".") and not FUNCTION.fullmatch(text)
     if PERCENT.search(text) or (is_id and not exists(base / text.split("/")[0])):
         return text

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from edgestill.errors import UserError, closest
 from edgestill.functions import FUNCTION
@@ -67,9 +76,16 @@ def _map(value: str) -> str:
     return value
 
 
+def _written(**number: Any) -> WithJsonSchema:
+    """Both ways of writing a share, for the schema: 0.85, and "85 %"."""
+    text = {"type": "string", "pattern": PERCENT.pattern}
+    return WithJsonSchema({"anyOf": [{"type": "number", "maximum": 1, **number}, text]})
+
+
 Size = Annotated[str, BeforeValidator(_as_value_error(parse_bytes, keep_text=True))]
 Duration = Annotated[str, BeforeValidator(_as_value_error(parse_seconds, keep_text=True))]
-Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1)]
+Fraction = Annotated[float, BeforeValidator(_fraction), Field(ge=0, le=1), _written(minimum=0)]
+SomeShare = Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=1), _written(exclusiveMinimum=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -78,7 +94,11 @@ Count = Annotated[int, Field(ge=1, le=2**20)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Epochs = Annotated[float, Field(gt=0, le=1e5)]
-Taps = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Taps = Annotated[
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+]
 
 
 class Section(BaseModel):
@@ -101,6 +121,9 @@ class Data(Section):
     )
     licence: str | None = Field(None, description="The data's licence, for the student's model card.")
     workers: Threads | None = Field(None, description="Decoding workers; the order of the data does not depend on it.")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="When an image is broken or missing: stop, or leave it out and count it."
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> "Data":
@@ -131,6 +154,14 @@ class Fit(Section):
     weight_decay: NonNegative = Field(5e-4, description="Decoupled for adamw, L2 for sgd.")
 
 
+Trust = Annotated[bool, Field(description="Run the code that a Hugging Face model brings along: read it first.")]
+
+
+def _only_hugging_face(section: "Teacher | Student") -> None:
+    if section.trust_remote_code and not section.model.startswith("hf:"):
+        raise ValueError(f"trust_remote_code is for hf: models alone; {section.model} came: leave it out")
+
+
 class Teacher(Section):
     model: str = Field(description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder.")
     weights: str | None = Field(None, description="Safetensors, or a plain state dict. Given, nothing is fitted.")
@@ -143,6 +174,12 @@ class Teacher(Section):
     fit: Fit | None = Field(None, description="How to fit the teacher when no weights are given.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
     input: Input = Field(default_factory=Input, description="What the model expects of its input.")
+    trust_remote_code: Trust = False
+
+    @model_validator(mode="after")
+    def _trust(self) -> "Teacher":
+        _only_hugging_face(self)
+        return self
 
 
 class Student(Section):
@@ -150,6 +187,12 @@ class Student(Section):
     weights: str | None = Field(None, description="Weights that every arm starts from; random ones by default.")
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
     input: Input = Field(default_factory=Input, description="What the model expects of its input.")
+    trust_remote_code: Trust = False
+
+    @model_validator(mode="after")
+    def _trust(self) -> "Student":
+        _only_hugging_face(self)
+        return self
 
 
 class Term(Section):
@@ -185,7 +228,7 @@ class Distill(Section):
 
 class Phase(Section):
     name: str = Field(min_length=1, description="A name to address it by: phases.NAME.key.")
-    share: Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=1)] = Field(description="Share of all steps.")
+    share: SomeShare = Field(description="Share of all steps.")
     order: Literal["uniform", "easiest-first"] = Field(
         "uniform",
         description="easiest-first: by the teacher's own loss, ranked within class; the admitted part grows to all.",
@@ -257,7 +300,8 @@ class Recipe(Section):
 
     task: Literal["image-classification"] = Field(description="What the model does.")
     data: Annotated[Data, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)] = Field(
-        description="Splits; `data: DIR` is short for `data: {source: DIR}`."
+        description="Splits; `data: DIR` is short for `data: {source: DIR}`.",
+        json_schema_extra=lambda schema: schema.update(anyOf=[{"$ref": schema.pop("$ref")}, {"type": "string"}]),
     )
     teacher: Teacher = Field(description="The large trained model.")
     student: Student = Field(description="The small model being trained.")

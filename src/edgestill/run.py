@@ -90,7 +90,8 @@ def _begin(job: Job, place: Path, resume: bool) -> Result:
             "labelled": int((splits.train.labels >= 0).sum()),
             "validation": len(splits.validation.labels),
             "test": len(splits.test.labels),
-        },
+        }
+        | ({"skipped": splits.skipped} if splits.skipped else {}),
         "schedule": [_point(step, schedule.at(step)) for step in points],
         "licences": {"teacher": job.recipe.teacher.licence, "data": job.recipe.data.licence},
         "seconds": {},

@@ -42,6 +42,8 @@ def summary(result: Result) -> list[str]:
             f"gained   {points(difference['mean'])} points over the baseline's {percent(baseline)}, "
             f"{interval} over {difference['over']}"
         )
+    for split, count in result.get("data", {}).get("skipped", {}).items():
+        lines.append(f"left out {count} broken image{'s' * (count > 1)} of the {split} split")
     if artifact := judged_artifact(result):
         lines += _artifact(artifact, teacher)
         lines += _budget(result["budget"])

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
-from edgestill.data.encoded import Encoded, each
+from edgestill.data.encoded import Encoded, broken, each
 from edgestill.data.images import Pixels
 
 Pixels_HWC = npt.NDArray[np.uint8]
@@ -71,6 +71,19 @@ def read_headers(encoded: Encoded, fingerprint: str, *, workers: int, cache: Pat
         text = json.dumps({"grey": grey, "shapes": shapes}).encode()
         _write(path, lambda file: file.write(text))
     return Headers(grey, shapes)
+
+
+def broken_rows(encoded: Encoded, fingerprint: str, *, workers: int, cache: Path, track: Track) -> list[int]:
+    """The rows whose image cannot be decoded, found by decoding all; remembered in the cache under the fingerprint."""
+    path = cache / "broken" / f"{fingerprint}-pillow{PIL.__version__}.json"
+    try:
+        return [int(row) for row in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        windows = track(_windows(len(encoded)), f"checking {encoded.source}", len(_windows(len(encoded))))
+        rows = [row for window in windows for row in broken(encoded, window, workers, _decode_whole)]
+    text = json.dumps(rows).encode()
+    _write(path, lambda file: file.write(text))
+    return rows
 
 
 def decode(
@@ -166,6 +179,11 @@ def _header(image: Image.Image) -> tuple[bool, tuple[int, int]]:
         raise ValueError(f"its mode is {image.mode}, and 8-bit or 16-bit images are read")
     width, height = image.size
     return image.mode in _GREY, (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def _decode_whole(image: Image.Image) -> None:
+    _header(image)
+    to_pixels(image, 3, None)
 
 
 def _windows(count: int) -> list[npt.NDArray[np.int64]]:

@@ -8,10 +8,11 @@ Shape suffix: N samples.
 
 import hashlib
 import io
+import os
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,26 +35,61 @@ class Encoded:
     Args:
         chunks: Arrow struct arrays.
         source: what the user named, for messages.
+        firsts: the row, as the user counts them, of each chunk's first image; without, no row is left out.
     """
 
-    def __init__(self, chunks: Sequence[Any], source: str) -> None:
+    def __init__(self, chunks: Sequence[Any], source: str, firsts: Sequence[int] | None = None) -> None:
+        self.structs = list(chunks)
         self.chunks = [(chunk.field("bytes"), chunk.field("path")) for chunk in chunks]
         self.ends = np.cumsum([len(data) for data, _ in self.chunks], dtype=np.int64)
+        self.firsts = [int(end) - len(data) for end, (data, _) in zip(self.ends, self.chunks, strict=True)]
+        self.firsts = self.firsts if firsts is None else list(firsts)
         self.source = source
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def _at(self, row: int) -> tuple[Any, Any]:
+    def _place(self, row: int) -> tuple[int, int]:
+        """The chunk that holds a row, and the row's place in it."""
         chunk = int(np.searchsorted(self.ends, row, side="right"))
+        return chunk, row - int(self.ends[chunk]) + len(self.chunks[chunk][0])
+
+    def _at(self, row: int) -> tuple[Any, Any]:
+        chunk, place = self._place(row)
         data, paths = self.chunks[chunk]
-        place = row - int(self.ends[chunk]) + len(data)
         return data[place], paths[place]
+
+    def number(self, row: int) -> int:
+        """The row as the user counts them, those left out included."""
+        chunk, place = self._place(row)
+        return self.firsts[chunk] + place
 
     def name(self, row: int) -> str:
         """`row 17 of cifar10/train.parquet`, with the image's own path where there is one."""
         path = self._at(row)[1].as_py()
-        return f"row {row} of {self.source}{f' ({path})' if path else ''}"
+        return f"row {self.number(row)} of {self.source}{f' ({path})' if path else ''}"
+
+    def missing(self) -> list[int]:
+        """The rows without bytes whose file is not there or may not be read."""
+        found = []
+        for (data, paths), end in zip(self.chunks, self.ends.tolist(), strict=True):
+            for place in range(len(data)) if data.null_count else ():
+                path = paths[place].as_py()
+                if not data[place].is_valid and not (path and Path(path).is_file() and os.access(path, os.R_OK)):
+                    found.append(end - len(data) + place)
+        return found
+
+    def without(self, rows: Sequence[int]) -> "Encoded":
+        """The same images but those at `rows`, which ascend; nothing is copied."""
+        chunks, firsts, left_out = [], [], np.array(rows, dtype=np.int64)
+        for chunk, end, first in zip(self.structs, self.ends.tolist(), self.firsts, strict=True):
+            places = left_out[slice(*np.searchsorted(left_out, [end - len(chunk), end]))] - (end - len(chunk))
+            cuts = [-1, *places.tolist(), len(chunk)]
+            for before, after in pairwise(cuts):
+                if after - before > 1:
+                    chunks.append(chunk.slice(before + 1, after - before - 1))
+                    firsts.append(first + before + 1)
+        return Encoded(chunks, self.source, firsts)
 
     def read(self, row: int) -> Any:
         """The encoded bytes of one image, as a buffer. OSError where there are none."""
@@ -95,15 +131,37 @@ def each(encoded: Encoded, rows: npt.NDArray[np.int64], workers: int, work: Call
         UserError: an image that cannot be decoded; the first such row is named.
     """
 
+    def one(row: int) -> T:
+        try:
+            with Image.open(io.BytesIO(encoded.read(row))) as image:
+                return work(image)
+        except _BROKEN as error:
+            raise _undecodable(encoded, row, error) from error
+
+    return _in_blocks(rows, workers, one)
+
+
+def broken(
+    encoded: Encoded, rows: npt.NDArray[np.int64], workers: int, work: Callable[[Image.Image], Any]
+) -> list[int]:
+    """Those of `rows`, in order, whose image cannot be read or on which `work` fails."""
+
+    def fails(row: int) -> bool:
+        try:
+            with Image.open(io.BytesIO(encoded.read(row))) as image:
+                work(image)
+        except _BROKEN:
+            return True
+        return False
+
+    return [int(row) for row, failed in zip(rows, _in_blocks(rows, workers, fails), strict=True) if failed]
+
+
+def _in_blocks(rows: npt.NDArray[np.int64], workers: int, work: Callable[[int], T]) -> list[T]:
+    """`work(row)` for every row, in order."""
+
     def block(part: npt.NDArray[np.int64]) -> list[T]:
-        results = []
-        for row in part.tolist():
-            try:
-                with Image.open(io.BytesIO(encoded.read(row))) as image:
-                    results.append(work(image))
-            except _BROKEN as error:
-                raise _undecodable(encoded, row, error) from error
-        return results
+        return [work(row) for row in part.tolist()]
 
     length = max(1, min(_BLOCK, len(rows) // (2 * max(workers, 1))))
     parts = [rows[start : start + length] for start in range(0, len(rows), length)]
@@ -115,4 +173,6 @@ def each(encoded: Encoded, rows: npt.NDArray[np.int64], workers: int, work: Call
 
 def _undecodable(encoded: Encoded, row: int, error: BaseException) -> UserError:
     reason = " ".join(str(error).split())
-    return UserError(f"an image cannot be decoded: {encoded.name(row)}: {reason}; repair or remove it")
+    return UserError(
+        f"an image cannot be decoded: {encoded.name(row)}: {reason}; repair or remove it, or set data.on_error to skip"
+    )

@@ -41,6 +41,7 @@ class Images:
         classes: the names of the classes, by label.
         fingerprint: hex of the content (encoded bytes and labels), whatever the paths, the shards or the workers.
         source: what the user named, for messages.
+        skipped: the images that were left out because they are broken, each as `row 17 of …`.
     """
 
     pixels: Pixels
@@ -48,6 +49,7 @@ class Images:
     classes: tuple[str, ...]
     fingerprint: str
     source: str
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -5,7 +5,8 @@ Shape suffixes: N samples, H height, W width, C channels.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from edgestill.data.specs import SPLITS, resolve, splits_of
 from edgestill.data.tables import Labels, Split, read_split
 from edgestill.errors import UserError, closest
 
-__all__ = ["load_splits", "resolve", "splits_of"]
+__all__ = ["check_apart", "load_splits", "resolve", "splits_of"]
 
 
 def load_splits(
@@ -28,6 +29,7 @@ def load_splits(
     workers: int | None = None,
     cache: str | Path | None = None,
     spare: int = 2**30,
+    on_error: str = "stop",
     track: decode.Track = lambda items, *_: items,
 ) -> dict[str, Images]:
     """The named splits ("train", "test", "validation"), all with the same classes and the same shape of image.
@@ -35,11 +37,14 @@ def load_splits(
     Args:
         data: split name to one of: a string as in `specs`; a function of no arguments; `(images, labels)` or
             `(images, labels, class names)` with uint8 images [N, H, W] or [N, H, W, C] and whole-number labels, None
-            or -1 where missing. Tables have the columns `image` or `img`, and `label` or `labels` if any.
+            or -1 where missing. Tables have the columns `image` or `img` (lists also `file_name`), and
+            `label` or `labels` if any.
         size: the shorter side is resized to it and the middle square cut out. None: images keep their one size.
         workers: decoding threads; 0 for none beside the caller's, None for one a core. Pixels and order are the same.
         cache: folder of the decoded memory maps; by default `$EDGESTILL_CACHE`, or ~/.cache/edgestill.
         spare: bytes of the cache's disk to leave free; images that do not fit above it are decoded on demand.
+        on_error: what a broken or missing image does: "stop" raises, "skip" leaves it out, as if the data were without
+            it; `Images.skipped` names it. The same on every load: it depends on the images and on Pillow alone.
         track: `track(iterable, description, total)` shows progress.
 
     Grey images stay grey (C = 1) where every split is grey; else C = 3. Classes are those of the training split, by
@@ -59,15 +64,33 @@ def load_splits(
     threads = len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers
     threads = (os.cpu_count() or 1) if threads is None else threads
     read = {split: read_split(spec, split, folder) for split, spec in data.items()}
+    if on_error == "skip":
+        read = {
+            split: _without_broken(part, workers=threads, cache=folder, track=track) for split, part in read.items()
+        }
     for split, part in read.items():
         if not len(part.images):
-            raise UserError(f"the {split} split needs images; {part.source} has none")
+            none = f"none of its {len(part.skipped)} can be decoded" if part.skipped else "has none"
+            raise UserError(f"the {split} split needs images; {part.source}{': ' if part.skipped else ' '}{none}")
     classes, labels = _agree_on_classes(read)
     pixels, fingerprints = _pixels(read, labels, size=size, workers=threads, cache=folder, spare=spare, track=track)
     return {
-        split: Images(pixels[split], labels[split], classes, fingerprints[split], part.source)
+        split: Images(pixels[split], labels[split], classes, fingerprints[split], part.source, part.skipped)
         for split, part in read.items()
     }
+
+
+def _without_broken(part: Split, *, workers: int, cache: Path, track: decode.Track) -> Split:
+    """The split without the images that are missing or cannot be decoded, its labels still row by row."""
+    if not isinstance(part.images, Encoded):
+        return part
+    missing = part.images.missing()
+    images, labels = part.images.without(missing), np.delete(part.labels, missing)
+    broken = decode.broken_rows(images, images.fingerprint(labels), workers=workers, cache=cache, track=track)
+    numbered = [(row, part.images.name(row)) for row in missing]
+    numbered += [(images.number(row), images.name(row)) for row in broken]
+    skipped = tuple(name for _, name in sorted(numbered))
+    return replace(part, images=images.without(broken), labels=np.delete(labels, broken), skipped=skipped)
 
 
 MOST_CLASSES = 1_000_000
@@ -84,22 +107,47 @@ def _agree_on_classes(read: dict[str, Split]) -> tuple[tuple[str, ...], dict[str
     labels = {}
     for split, part in read.items():
         names = part.names or classes
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{part.source}: classes need names of their own; {twice[0]!r} stands there twice")
         outside = np.flatnonzero((part.labels < -1) | (part.labels >= len(names)))
         if len(outside):
             raise UserError(
                 f"{part.source}: a label needs to be in 0…{len(names) - 1} ({len(names)} classes) or missing (-1); "
-                f"row {outside[0]} has {part.labels[outside[0]]}"
+                f"row {part.number(int(outside[0]))} has {part.labels[outside[0]]}"
             )
         unknown = [name for name in names if name not in classes]
         if unknown:
             raise UserError(
-                f"{part.source} has the class {unknown[0]!r}, which {named[0].source} lacks"
-                f"{closest(unknown[0], classes)}"
+                f"{part.source} has the class {_some(unknown)}, which {named[0].source} lacks; "
+                f"it has {_some(classes)}{closest(unknown[0], classes)}"
             )
         # One place more than there are names, so that -1 finds itself at the end.
         places = np.array([*(classes.index(name) for name in names), -1], dtype=np.int64)
         labels[split] = places[part.labels]
     return classes, labels
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def check_apart(splits: Mapping[str, Images]) -> None:
+    """UserError where a split is measured on that is the training split over again, or that has a class of its own."""
+    train = splits["train"]
+    known = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes)) > 0
+    for first, second in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        if first in splits and second in splits and splits[first].fingerprint == splits[second].fingerprint:
+            raise UserError(
+                f"data: the splits need to differ; {first} and {second} are the same {len(splits[first])} images "
+                f"({splits[second].source}): name another {second} split"
+            )
+    for name, images in splits.items():
+        lacking = [images.classes[label] for label in np.unique(images.labels[images.labels >= 0]) if not known[label]]
+        if lacking and (train.labels >= 0).all():  # images without a label may be of any class
+            raise UserError(
+                f"data: the {name} split ({images.source}) has images of the class {_some(lacking)}, and the training "
+                f"split has none: add some to {train.source}, or leave these out"
+            )
 
 
 def _pixels(

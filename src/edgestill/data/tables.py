@@ -4,6 +4,7 @@ Shape suffixes: N samples, H height, W width, C channels.
 """
 
 import glob
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import numpy.typing as npt
 
 from edgestill.data.encoded import Encoded
 from edgestill.data.hub import one_line, quiet
+from edgestill.data.listings import ENDINGS, IMAGE_COLUMNS, LABEL_COLUMNS, read_lists
 from edgestill.data.specs import IMAGE_ENDINGS, called, folder_splits, hub_id, resolve
 from edgestill.errors import UserError, first_line
 from edgestill.functions import FUNCTION
 
 Labels = npt.NDArray[np.int64]
-_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "labels")
+Names = tuple[str, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,11 @@ class Split:
     labels: Labels
     names: tuple[str, ...] | None
     source: str
+    skipped: tuple[str, ...] = ()
+
+    def number(self, row: int) -> int:
+        """The row as the user counts them, those left out included."""
+        return self.images.number(row) if isinstance(self.images, Encoded) else row
 
 
 def read_split(spec: object, split: str, cache: Path) -> Split:
@@ -68,6 +75,11 @@ def _read_files(spec: str, split: str, source: str, cache: Path) -> Split:
                 f"{source} holds the splits {', '.join(folder_splits(path))}: name one, as {path}/train*.parquet"
             )
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.exists() else _matches(spec)
+        lists = [file for file in files if file.suffix in ENDINGS]
+        if lists and len(lists) < len(files):
+            raise UserError(f"{source} needs files of one kind; {files[0].name} and others came: narrow the pattern")
+        if lists:
+            return _from_lists(files, source)
         with quiet(source):
             table = _parquet(files, cache)
     if table is None:
@@ -87,10 +99,13 @@ def _parquet(files: list[Path], cache: Path) -> Any:
     filled = []
     for file in files:
         try:
-            rows = parquet.read_metadata(file).num_rows
+            metadata = parquet.read_metadata(file)
+            columns = metadata.schema.to_arrow_schema().names
         except (OSError, ValueError) as error:
-            raise UserError(f"{file} cannot be read as parquet: {one_line(error)}") from error
-        if rows:  # the library fails on a shard without rows
+            raise UserError(f"{file} cannot be read as parquet: {one_line(error)}; copy it anew") from error
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise UserError(f"{file} needs columns of different names; {twice[0]!r} stands there twice")
+        if metadata.num_rows:  # the library fails on a shard without rows
             filled.append(glob.escape(str(file)))
     if not filled:
         return None
@@ -103,8 +118,8 @@ def _image_folder(folder: Path, source: str) -> Any:
     import datasets
 
     def images(place: Path, pattern: str) -> list[str]:
-        found = (path for path in place.glob(pattern) if path.suffix.lower() in IMAGE_ENDINGS and path.name[0] != ".")
-        return sorted(str(path) for path in found)
+        found = (path for path in place.glob(pattern) if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
+        return sorted(str(path) for path in found if not any(p[0] == "." for p in path.relative_to(place).parts))
 
     by_class = {
         path.name: images(path, "**/*") for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."
@@ -122,39 +137,93 @@ def _image_folder(folder: Path, source: str) -> Any:
 
 
 def _from_table(table: Any, source: str) -> Split:
-    image = next((name for name in _IMAGE_COLUMNS if name in table.column_names), None)
+    image = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
     if image is None:
         raise UserError(f"{source} needs a column 'image' or 'img'; its columns are {', '.join(table.column_names)}")
     column = table.data.column(image)
     if not {"bytes", "path"} <= {field.name for field in getattr(column.type, "fields", [])}:
         raise UserError(f"{source}: column {image!r} needs images as {{bytes, path}}; it has {column.type}")
-    label = next((name for name in _LABEL_COLUMNS if name in table.column_names), None)
+    images = Encoded(column.chunks, source)
+    label = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
     if label is None:
-        return Split(Encoded(column.chunks, source), np.full(len(table), -1), None, source)
-    values = table.data.column(label)
-    if not any(kind in str(values.type) for kind in ("int", "null")) or "<" in str(values.type):
-        raise UserError(f"{source}: column {label!r} needs whole numbers; it has {values.type}")
+        return Split(images, np.full(len(table), -1), None, source)
+    values, names = table.data.column(label), getattr(table.features[label], "names", None)
+    if str(values.type) in ("string", "large_string"):
+        return Split(images, *_numbered(values.to_pylist(), None, source), source)
+    if not re.fullmatch(r"u?int\d+|null", str(values.type)):
+        raise UserError(f"{source}: column {label!r} needs whole numbers or class names; it has {values.type}")
     try:
         labels = values.cast("int64").fill_null(-1).to_numpy()
     except ValueError as error:  # pyarrow's, of a number beyond 64 bits
         raise UserError(f"{source}: column {label!r} has no class numbers: {first_line(error)}") from error
-    names = getattr(table.features[label], "names", None)
-    return Split(Encoded(column.chunks, source), np.asarray(labels, np.int64), tuple(names) if names else None, source)
+    return Split(images, np.asarray(labels, np.int64), tuple(names) if names else None, source)
+
+
+def _from_lists(files: list[Path], source: str) -> Split:
+    import pyarrow as pa
+
+    paths, labels = read_lists(files)
+    images = pa.StructArray.from_arrays(
+        [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
+    )
+    return Split(Encoded([images], source), *_numbered(labels or [None] * len(paths), None, source), source)
+
+
+def _numbered(values: list[Any], names: Names, source: str) -> tuple[Labels, Names]:
+    """Labels as class numbers, −1 where missing: whole numbers as they are, names by their place in `names`, or sorted.
+
+    Where every text is a number, as in a csv, they are class numbers.
+    """
+    listed = [None if isinstance(value, str) and not value else value for value in values]
+    texts = {value for value in listed if isinstance(value, str)}
+    if all(map(_is_number, texts)):
+        listed = [int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value for value in listed]
+        texts = set()
+    names = tuple(sorted(texts)) if texts and names is None else names
+    places = {name: place for place, name in enumerate(names or ())}
+    labels = np.full(len(listed), -1, dtype=np.int64)
+    for row, value in enumerate(listed):
+        if value is None:
+            continue
+        named = bool(texts) and isinstance(value, str) and value in places
+        if not named and (texts or not _is_class_number(value)):
+            raise UserError(
+                f"{source}: labels need to be all whole numbers or all class names, or missing; row {row} has {value!r}"
+            )
+        labels[row] = places[value] if named else value
+    return labels, names
+
+
+def _is_class_number(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
+
+
+_WHOLE = re.compile(r"\s*[-+]?\d+\s*")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_arrays(images: Any, labels: Any, names: Any = None, *, source: str) -> Split:
-    pixels = np.asarray(images)
+    try:
+        pixels = np.asarray(images)
+        listed = [None] * len(pixels) if labels is None else list(labels)
+        classes = None if names is None else tuple(map(str, names))
+    except (ValueError, TypeError) as error:  # ragged images, labels or names that are no sequence
+        raise UserError(
+            f"{source}: needs an array of images, a list of labels and perhaps one of names: {first_line(error)}"
+        ) from error
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3)):
         raise UserError(
             f"{source}: images need to be uint8 in 0…255, [N, H, W] or [N, H, W, C] with 1 or 3 channels; "
             f"{pixels.dtype} {list(pixels.shape)} came"
         )
     pixels = pixels if pixels.ndim == 4 else pixels[..., None]
-    listed = [None] * len(pixels) if labels is None else list(labels)
     if len(listed) != len(pixels):
         raise UserError(f"{source}: {len(pixels)} images need as many labels; {len(listed)} came")
-    for row, label in enumerate(listed):
-        if label is not None and not isinstance(label, int | np.integer):
-            raise UserError(f"{source}: labels need to be whole numbers or None; {label!r} came in row {row}")
-    whole = np.array([-1 if label is None else int(label) for label in listed], dtype=np.int64)
-    return Split(pixels, whole, None if names is None else tuple(map(str, names)), source)
+    return Split(pixels, *_numbered(listed, classes, source), source)

@@ -141,10 +141,17 @@ def _how(folder: Folder) -> dict[str, Any]:
             for name, value in seconds.items()
         ],
         "total": words.duration(sum(seconds.values())) if seconds else "",
-        "data": [(name, words.whole(count)) for name, count in (result.get("data") or {}).items()],
+        "data": _counts(result.get("data") or {}),
         "environment": [(name.replace("_", " "), _flat(value)) for name, value in folder.environment.items()],
         "recipe": folder.recipe,
     }
+
+
+def _counts(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """Images by split, and those of a split that were left out because they are broken."""
+    counted = [(name, count) for name, count in data.items() if name != "skipped"]
+    counted += [(f"left out of {name}", count) for name, count in (data.get("skipped") or {}).items()]
+    return [(name, words.whole(count)) for name, count in counted]
 
 
 def _flat(value: Any) -> list[str]:

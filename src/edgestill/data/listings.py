@@ -1,0 +1,81 @@
+"""Lists of image files and their labels: a csv with a header, or one JSON object a line."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from edgestill.errors import UserError, first_line
+
+ENDINGS = (".csv", ".jsonl")
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "file_name"), ("label", "labels")
+
+Row = dict[str, Any]
+
+
+def read_lists(files: list[Path]) -> tuple[list[str | None], list[Any] | None]:
+    """The path of each image (None where a row has none), and the labels as they are written, None without a column.
+
+    The columns are `image`, `img` or `file_name`, relative to the list's own folder, and `label` or `labels`.
+
+    Raises:
+        UserError: a file that cannot be read, a line that does not fit, no column of images.
+    """
+    paths: list[str | None] = []
+    labels: list[Any] = []
+    labelled = False
+    for file in files:
+        columns, rows = (_csv if file.suffix == ".csv" else _jsonl)(file)
+        image = next((name for name in IMAGE_COLUMNS if name in columns), None)
+        if image is None:
+            came = ", ".join(columns) or "none"
+            raise UserError(f"{file} needs a column {', '.join(map(repr, IMAGE_COLUMNS))}; its columns are {came}")
+        label = next((name for name in LABEL_COLUMNS if name in columns), None)
+        labelled = labelled or label is not None
+        for number, row in enumerate(rows):
+            path = row.get(image)
+            if path is not None and not isinstance(path, str):
+                raise UserError(f"{file}: {image!r} needs to be the path of an image file; row {number} has {path!r}")
+            paths.append(str(file.parent / path) if path else None)
+            labels.append(row.get(label) if label else None)
+    return paths, labels if labelled else None
+
+
+def _text(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from error
+
+
+def _csv(file: Path) -> tuple[list[str], list[Row]]:
+    reader = csv.reader(_text(file), strict=True)
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise UserError(f"{file} needs columns of different names; {twice[0]!r} stands there twice")
+        rows = []
+        for cells in reader:
+            if cells and len(cells) != len(columns):
+                raise UserError(
+                    f"{file}: line {reader.line_num} needs {len(columns)} cells as the header has; {len(cells)} came"
+                )
+            if cells:
+                rows.append(dict(zip(columns, cells, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{file} cannot be read as csv: line {reader.line_num}: {error}") from error
+    return columns, rows
+
+
+def _jsonl(file: Path) -> tuple[list[str], list[Row]]:
+    rows = []
+    for number, line in enumerate(_text(file), start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}: line {number} is not JSON: {first_line(error)}") from error
+        if row is not None and not isinstance(row, dict):
+            raise UserError(f"{file}: line {number} needs to be a JSON object; {type(row).__name__} came")
+        if row is not None:
+            rows.append(row)
+    return list(dict.fromkeys(name for row in rows for name in row)), rows

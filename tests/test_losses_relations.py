@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from edgestill.errors import UserError
-from edgestill.losses import CHANNEL_FREE, cc, cka, pkt, pyramid, rkd, sp
+from edgestill.losses import CHANNEL_FREE, cc, cka, pkt, pyramid, relations, rkd, sp
+from loss_cases_relations import rkd_reference
 from loss_checks import VALID, B, random
 
 RELATIONS = (sp, rkd, pkt, cc, cka)
@@ -97,6 +98,18 @@ def test_rkd_of_close_samples_far_from_zero_loses_nothing_to_cancellation():
     """Embeddings near 1000 and 0.1 apart: from squares and products float32 would keep no digit."""
     student, teacher = 1000 + random(16, 8, scale=0.1).float(), random(16, 8, seed=1).float()
     np.testing.assert_allclose(rkd(student, teacher).item(), rkd(student.double(), teacher.double()).item(), rtol=1e-5)
+
+
+def test_rkd_computes_the_angles_of_a_large_batch_in_blocks(monkeypatch):
+    student, teacher = random(13, 3).requires_grad_(), random(13, 2, seed=1)
+    values = []
+    for size in (64, 5, 13, 1):
+        monkeypatch.setattr(relations, "BLOCK", size)
+        value = rkd(student, teacher, distance=0)
+        values.append((value, *torch.autograd.grad(value, student)))
+    np.testing.assert_allclose(values[0][0].item(), rkd_reference(student.detach().numpy(), teacher.numpy(), 0))
+    for value in values[1:]:
+        torch.testing.assert_close(value, values[0], rtol=1e-10, atol=1e-14)
 
 
 def test_pkt_leaves_a_sample_out_of_its_own_neighbours():

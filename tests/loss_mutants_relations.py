@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgestill.losses import cc, cka, pkt, pyramid, rkd, sp
+from edgestill.losses import attention_kl, cc, cka, noise_contrast, pkt, pyramid, rkd, sp
+from loss_cases_relations import CONTRAST, NEGATIVES
 
 
 def grams(student: Tensor, teacher: Tensor) -> list[Tensor]:
@@ -169,6 +170,41 @@ def pyramid_of_largest_values(student: Tensor, teacher: Tensor, **_: object) -> 
     return sum(terms) / sum(weights)
 
 
+def attention_kl_backwards(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    return attention_kl(teacher.detach(), student, **options) + 0 * student.sum()
+
+
+def attention_kl_summed_over_queries(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    return attention_kl(student, teacher, **options) * student.shape[2]
+
+
+def attention_kl_over_keys_too(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    return attention_kl(student, teacher, **options) / student.shape[3]
+
+
+def attention_squared(student: Tensor, teacher: Tensor, **_: object) -> Tensor:
+    """TinyBERT."""
+    return (student - teacher.detach()).square().mean()
+
+
+def attention_kl_of_the_first_heads(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    return attention_kl(student, teacher[:, : student.shape[1]], **options)
+
+
+def contrast_of_softmax(student: Tensor, teacher: Tensor, **_: object) -> Tensor:
+    """InfoNCE."""
+    scores = torch.cat([(student * teacher.detach()).sum(1, keepdim=True), student @ NEGATIVES.T], 1) / 3
+    return -scores.log_softmax(1)[:, 0].mean()
+
+
+def contrast_over_the_negatives(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    return noise_contrast(student, teacher.detach(), NEGATIVES, **CONTRAST, **options) / len(NEGATIVES)
+
+
+def contrast_without_its_constant(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    return noise_contrast(student, teacher.detach(), NEGATIVES, temperature=3.0, population=len(NEGATIVES), **options)
+
+
 SPECIFIC: tuple[tuple[str, Callable[..., Tensor], str], ...] = (
     ("sp", sp_over_the_whole_matrix, "value"),
     ("sp", sp_with_rows_of_sum_one, "value"),
@@ -198,4 +234,12 @@ SPECIFIC: tuple[tuple[str, Callable[..., Tensor], str], ...] = (
     ("pyramid", pyramid_not_divided, "value"),
     ("pyramid", pyramid_of_equal_weights, "value"),
     ("pyramid", pyramid_of_largest_values, "value"),
+    ("attention_kl", attention_kl_backwards, "value"),
+    ("attention_kl", attention_kl_summed_over_queries, "value"),
+    ("attention_kl", attention_kl_over_keys_too, "value"),
+    ("attention_kl", attention_squared, "value"),
+    ("attention_kl of other heads", attention_kl_of_the_first_heads, "value"),
+    ("noise_contrast", contrast_of_softmax, "value"),
+    ("noise_contrast", contrast_over_the_negatives, "value"),
+    ("noise_contrast", contrast_without_its_constant, "value"),
 )

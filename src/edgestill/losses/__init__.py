@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from edgestill.losses.attention import attention_transfer
+from edgestill.losses.attention import attention_kl, attention_transfer
+from edgestill.losses.contrast import crd, noise_contrast
 from edgestill.losses.features import hint
 from edgestill.losses.logits import cross_entropy, kl
-from edgestill.losses.multiscale import pyramid
+from edgestill.losses.multiscale import pyramid, review
 from edgestill.losses.relations import cc, cka, pkt, rkd, sp
 
 Loss = Callable[..., Tensor]
@@ -22,6 +23,7 @@ TERM_LOSSES: dict[str, Loss] = {
     "cc": cc,
     "cka": cka,
     "pyramid": pyramid,
+    "attention_kl": attention_kl,
 }
 
 CHANNEL_FREE = frozenset(
@@ -32,23 +34,28 @@ CHANNEL_FREE = frozenset(
         pkt,
         cc,
         cka,
+        attention_kl,
     }
 )
-"""Losses that pool the channels away or compare samples: student and teacher may differ in width without an aligner."""
+"""Losses that take student and teacher of different widths: they pool channels or heads away, or compare samples."""
 
 __all__ = [
     "CHANNEL_FREE",
     "SOFT_LOSSES",
     "TERM_LOSSES",
     "Loss",
+    "attention_kl",
     "attention_transfer",
     "cc",
     "cka",
+    "crd",
     "cross_entropy",
     "hint",
     "kl",
+    "noise_contrast",
     "pkt",
     "pyramid",
+    "review",
     "rkd",
     "sp",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgestill.errors import UserError
-from edgestill.losses.reduce import wide
+from edgestill.losses.reduce import pooled, wide
 
 BLOCK = 64
 """Samples whose angles `rkd` computes at a time."""
@@ -75,7 +75,7 @@ def rkd(
     (0.0, 0.1953)
     """
     student, teacher = _valid("rkd", student, teacher, mask)
-    between_s, between_t = _between(_embeddings(student)), _between(_embeddings(teacher))  # [B, B, D]
+    between_s, between_t = _between(pooled(student)), _between(pooled(teacher))  # [B, B, D]
     distances_s, distances_t = _length(between_s), _length(between_t)  # [B, B]
     B = len(student)
     pairs, triples = max(B * (B - 1), 1), max(B * (B - 1) * (B - 2), 1)
@@ -111,7 +111,7 @@ def pkt(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, count: 
     (0.0, 0.0393)
     """
     student, teacher = _valid("pkt", student, teacher, mask)
-    student_log, teacher_log = (_log_neighbours(_embeddings(features)) for features in (student, teacher))
+    student_log, teacher_log = (_log_neighbours(pooled(features)) for features in (student, teacher))
     divergence = teacher_log.exp() * (teacher_log - student_log)
     return _of_batch(divergence.sum() / max(len(student), 1), len(student), count)
 
@@ -146,7 +146,7 @@ def cc(
     if order < 1:
         raise UserError(f"cc needs an order of 1 or more: order 0 compares nothing; {order} came")
     student, teacher = _valid("cc", student, teacher, mask)
-    units = (_unit(_embeddings(features)) for features in (student, teacher))
+    units = (_unit(pooled(features)) for features in (student, teacher))
     cosine_s, cosine_t = (unit @ unit.T for unit in units)
     difference = torch.zeros_like(cosine_s)
     for p in range(1, order + 1):  # the power 0 is the same constant on both sides
@@ -196,13 +196,6 @@ def _valid(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> 
 def _of_batch(value: Tensor, samples: int, count: Tensor | float | None) -> Tensor:
     """A value of `samples` valid samples as their part of `count`. Of no sample: zero, with a gradient of zero."""
     return value * (samples / (max(samples, 1) if count is None else count))
-
-
-def _embeddings(features: Tensor) -> Tensor:
-    """[B, D] as it is; [B, C, H, W] and [B, T, D] averaged over their positions."""
-    if features.dim() == 3:
-        return features.mean(1)
-    return features.flatten(2).mean(2) if features.dim() > 3 else features
 
 
 def _over(values: Tensor, size: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from math import exp, factorial
 
 import numpy as np
 
-from edgestill.losses import cc, cka, pkt, pyramid, rkd, sp
-from loss_checks import B, Case
+from edgestill.losses import attention_kl, cc, cka, noise_contrast, pkt, pyramid, rkd, sp
+from edgestill.losses.reduce import wide
+from loss_checks import B, Case, random
 
 
 def embeddings(features: np.ndarray) -> np.ndarray:
@@ -84,6 +85,29 @@ def pyramid_reference(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
 
+def attention_kl_reference(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    if student.shape[1] != teacher.shape[1]:
+        student, teacher = student.mean(1, keepdims=True), teacher.mean(1, keepdims=True)
+    return (teacher * np.log(teacher / student)).sum(3).mean((1, 2))
+
+
+def noise_contrast_reference(
+    anchor: np.ndarray, positive: np.ndarray, negatives: np.ndarray, temperature: float, population: float
+) -> np.ndarray:
+    def h(x: np.ndarray, y: np.ndarray) -> float:
+        score = np.exp(x @ y / temperature)
+        return score / (score + len(negatives) / population)
+
+    return np.array(
+        [
+            -np.log(h(a, p)) - sum(np.log(1 - h(a, negative)) for negative in negatives)
+            for a, p in zip(anchor, positive, strict=True)
+        ]
+    )
+
+
+NEGATIVES = random(9, 4, seed=5)
+CONTRAST = {"temperature": 3.0, "population": 50.0}
 MAP, WIDER = (B, 3, 4, 4), (B, 7, 4, 4)
 RELATIONS: dict[str, Case] = {
     "sp": Case(sp, sp_reference, MAP, WIDER, relation=True),
@@ -104,4 +128,17 @@ RELATIONS: dict[str, Case] = {
     "cka of vectors": Case(cka, cka_reference, (B, 4), (B, 9), relation=True),
     "pyramid": Case(pyramid, pyramid_reference, (B, 2, 8, 8), (B, 2, 8, 8)),
     "pyramid of small maps": Case(pyramid, pyramid_reference, MAP, MAP),
+    "attention_kl": Case(
+        attention_kl, attention_kl_reference, (B, 2, 3, 4), (B, 2, 3, 4), minimal=False, domain=lambda x: x.softmax(-1)
+    ),
+    "attention_kl of other heads": Case(
+        attention_kl, attention_kl_reference, (B, 2, 3, 4), (B, 6, 3, 4), equal=None, domain=lambda x: x.softmax(-1)
+    ),
+    "noise_contrast": Case(
+        lambda s, t, **k: noise_contrast(s, t.detach(), NEGATIVES.to(wide(s).dtype), **CONTRAST, **k),
+        lambda s, t: noise_contrast_reference(s, t, NEGATIVES.numpy(), **CONTRAST),
+        (B, 4),
+        (B, 4),
+        equal=None,
+    ),
 }

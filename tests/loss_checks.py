@@ -31,6 +31,7 @@ class Case:
         student, teacher: shapes of the tensors, of which the first is B.
         relation: the value of a batch is not the mean of its samples' values.
         equal: the value where student and teacher are one tensor, None where that is not defined.
+        domain: brings random numbers to what the loss takes, such as probabilities.
         minimal: the gradient is zero at equality, and any other student gives a larger value.
         rtol32, rtol16: relative error of float32 and of bf16 or half input, against the reference in float64 on what
             the input is rounded to; rtol_grad16: of the gradient, relative to its largest entry.
@@ -47,10 +48,11 @@ class Case:
     rtol16: float = 1e-5
     rtol_grad16: float = 1e-2
     make_teacher: Callable[[], Tensor] | None = None
+    domain: Callable[[Tensor], Tensor] = Tensor.clone
 
     def inputs(self) -> tuple[Tensor, Tensor]:
-        teacher = random(*self.teacher, seed=1) if self.make_teacher is None else self.make_teacher()
-        return random(*self.student), teacher
+        teacher = self.domain(random(*self.teacher, seed=1)) if self.make_teacher is None else self.make_teacher()
+        return self.domain(random(*self.student)), teacher
 
 
 def check_value(case: Case) -> None:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
-from edgestill.aligners import MapAligner, aligner_for
+from edgestill.aligners import ContrastMemory, MapAligner, ReviewFusion, aligner_for
 from edgestill.errors import UserError
-from edgestill.losses import hint
+from edgestill.losses import crd, hint, review
 from edgestill.objective import Objective, Term
 from edgestill.signals import Signal
 
@@ -109,3 +110,118 @@ def test_what_is_learned_with_an_aligner_leaves_the_student_a_plain_model():
     assert aligners
     assert own.isdisjoint(aligners)
     assert student[0].weight.grad.abs().sum() > 0
+
+
+STUDENTS = [(4, 4, 8, 8), (4, 6, 4, 4), (4, 8, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    "teachers",
+    [
+        [(4, 5, 8, 8), (4, 7, 4, 4), (4, 9, 2, 2)],
+        [(4, 5, 16, 16), (4, 7, 6, 3), (4, 9, 1, 1)],
+    ],
+)
+def test_a_fusion_puts_out_the_teachers_shapes_and_each_level_learns_from_all_that_are_shallower(teachers):
+    fusion = ReviewFusion(STUDENTS, teachers)
+    maps = [torch.randn(shape, requires_grad=True) for shape in STUDENTS]
+    levels, _ = fusion(maps, maps)
+    assert [tuple(level.shape) for level in levels] == teachers
+    for level, output in enumerate(levels):
+        used = torch.autograd.grad(output.square().sum(), maps, retain_graph=True, allow_unused=True)
+        assert [gradient is not None for gradient in used] == [source >= level for source in range(3)]
+    review(levels, [torch.randn(shape) for shape in teachers]).backward()
+    assert all(parameter.grad is not None for parameter in fusion.parameters())
+
+
+def test_a_fusion_of_one_level_has_nothing_to_fuse():
+    fusion = ReviewFusion(STUDENTS[:1], STUDENTS[:1], width=3)
+    assert len(fusion.attend) == 0
+    levels, _ = fusion([torch.randn(STUDENTS[0])], [])
+    assert levels[0].shape == STUDENTS[0]
+    assert fusion.narrow[0][0].out_channels == 3
+
+
+@pytest.mark.parametrize(
+    ("students", "teachers"), [([], []), (STUDENTS, STUDENTS[:2]), (STUDENTS[:1], [(4, 8)]), ([(4, 8)], STUDENTS[:1])]
+)
+def test_a_fusion_refuses_what_are_not_maps_in_pairs(students, teachers):
+    with pytest.raises(UserError, match="review needs feature maps"):
+        ReviewFusion(students, teachers)
+
+
+def contrast_memory(**options):
+    torch.manual_seed(0)
+    return ContrastMemory(8, 16, 20, **{"width": 4, "negatives": 6} | options)
+
+
+def test_a_memory_moves_each_samples_entry_towards_its_embedding():
+    memory = contrast_memory(momentum=0.75)
+    before = memory.student_memory.clone(), memory.teacher_memory.clone()
+    indices = torch.tensor([3, 19])
+    student, teacher, *_ = memory(torch.randn(2, 8), torch.randn(2, 16), indices)
+    untouched = [row for row in range(20) if row not in indices]
+    for entries, old, embedding in zip(
+        (memory.student_memory, memory.teacher_memory), before, (student, teacher), strict=True
+    ):
+        torch.testing.assert_close(entries[indices], normalize(0.75 * old[indices] + 0.25 * embedding))
+        assert torch.equal(entries[untouched], old[untouched])
+        assert not entries.requires_grad
+
+
+def test_negatives_are_entries_of_the_memories_as_they_were():
+    memory = contrast_memory(negatives=50)
+    before = memory.student_memory.clone(), memory.teacher_memory.clone()
+    _, _, *negatives = memory(torch.randn(20, 8), torch.randn(20, 16), torch.arange(20))
+    places = [(drawn[:, None] == old[None]).all(2) for drawn, old in zip(negatives, before, strict=True)]
+    assert torch.equal(places[0], places[1])  # the same samples on both sides
+    assert places[0].any(1).all()
+    assert len(places[0].nonzero()[:, 1].unique()) > 10
+
+
+def test_a_memory_in_evaluation_stays_as_it_is():
+    memory = contrast_memory().eval()
+    before = memory.student_memory.clone()
+    memory(torch.randn(2, 8), torch.randn(2, 16), torch.tensor([3, 19]))
+    assert torch.equal(memory.student_memory, before)
+
+
+def test_a_memory_trains_both_embeddings_and_gives_the_teachers_features_no_gradient():
+    memory = contrast_memory()
+    student, teacher = torch.randn(2, 8, 3, 3, requires_grad=True), torch.randn(2, 16, 5, 5, requires_grad=True)
+    crd(*memory(student, teacher, torch.tensor([3, 19]))).backward()
+    assert student.grad.abs().sum() > 0
+    assert teacher.grad is None
+    assert all(parameter.grad.abs().sum() > 0 for parameter in memory.parameters())
+
+
+def test_a_memory_goes_on_from_its_state_and_the_generators_as_if_it_had_never_stopped():
+    features = torch.randn(3, 2, 8), torch.randn(3, 2, 16), torch.randint(20, (3, 2))
+    memory = contrast_memory()
+    memory(*(part[0] for part in features))
+    state, generator = {name: value.clone() for name, value in memory.state_dict().items()}, torch.get_rng_state()
+    expected = [crd(*memory(*(part[step] for part in features))) for step in (1, 2)]
+    resumed = contrast_memory()
+    resumed.load_state_dict(state)
+    torch.set_rng_state(generator)
+    assert [crd(*resumed(*(part[step] for part in features))) for step in (1, 2)] == expected
+
+
+@pytest.mark.parametrize(("population", "learns"), [(1.0, True), (300.0, False)])
+def test_a_student_learns_which_teacher_embedding_is_its_own(population, learns):
+    """Of 300 samples, with two noisy views of one latent. The paper's population N leaves no way but all alike."""
+    torch.manual_seed(0)
+    latent = torch.randn(300, 16)
+    views = latent @ torch.randn(16, 24), (latent @ torch.randn(16, 32)).relu()
+    memory = ContrastMemory(24, 32, 300, width=32, negatives=128)
+    optimizer = torch.optim.SGD(memory.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(200):
+        indices = torch.randperm(300)[:64]
+        loss = crd(*memory(views[0][indices], views[1][indices], indices), population=population)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        student, teacher, *_ = memory.eval()(*views, torch.arange(300))
+    found = ((student @ teacher.T).argmax(1) == torch.arange(300)).float().mean()
+    assert (found > 0.5) == learns

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+import loss_mutants_relations
 from loss_checks import CHECKS, Case
 from loss_mutants_logits import SPECIFIC as LOGITS_MUTANTS
 from test_losses import CASES
@@ -51,3 +53,15 @@ def test_a_mutant_of_any_loss_is_caught(name, mutant):
 def test_a_mutant_of_one_loss_is_caught(name, wrong, mutant, check):
     with pytest.raises((AssertionError, RuntimeError)):
         BY_NAME[check](replace(CASES[name], loss=mutant))
+
+
+SPECIFIC = loss_mutants_relations.SPECIFIC
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "check"), SPECIFIC, ids=[f"{name}-{wrong.__name__}" for name, wrong, _ in SPECIFIC]
+)
+def test_a_wrong_form_of_a_method_is_caught(name, wrong, check):
+    assert torch.isfinite(wrong(*CASES[name].inputs()))  # it fails for what it says, not because it does not run
+    with pytest.raises((AssertionError, RuntimeError)):
+        BY_NAME[check](replace(CASES[name], loss=wrong))

@@ -5,8 +5,22 @@ import pytest
 import torch
 
 from edgestill.errors import UserError
-from edgestill.losses import CHANNEL_FREE, cc, cka, pkt, pyramid, rkd, sp
-from loss_checks import VALID, B, random
+from edgestill.losses import (
+    CHANNEL_FREE,
+    attention_kl,
+    cc,
+    cka,
+    crd,
+    noise_contrast,
+    pkt,
+    pyramid,
+    relations,
+    review,
+    rkd,
+    sp,
+)
+from loss_cases_relations import noise_contrast_reference, rkd_reference
+from loss_checks import CHECKS, VALID, B, Case, check_gradient, random
 
 RELATIONS = (sp, rkd, pkt, cc, cka)
 each_relation = pytest.mark.parametrize("loss", RELATIONS, ids=lambda loss: loss.__name__)
@@ -99,6 +113,18 @@ def test_rkd_of_close_samples_far_from_zero_loses_nothing_to_cancellation():
     np.testing.assert_allclose(rkd(student, teacher).item(), rkd(student.double(), teacher.double()).item(), rtol=1e-5)
 
 
+def test_rkd_computes_the_angles_of_a_large_batch_in_blocks(monkeypatch):
+    student, teacher = random(13, 3).requires_grad_(), random(13, 2, seed=1)
+    values = []
+    for size in (64, 5, 13, 1):
+        monkeypatch.setattr(relations, "BLOCK", size)
+        value = rkd(student, teacher, distance=0)
+        values.append((value, *torch.autograd.grad(value, student)))
+    np.testing.assert_allclose(values[0][0].item(), rkd_reference(student.detach().numpy(), teacher.numpy(), 0))
+    for value in values[1:]:
+        torch.testing.assert_close(value, values[0], rtol=1e-10, atol=1e-14)
+
+
 def test_pkt_leaves_a_sample_out_of_its_own_neighbours():
     """Of two samples each has one neighbour, whatever the features: with itself counted the value would not be 0."""
     assert pkt(torch.eye(2), torch.ones(2, 3)).item() == 0
@@ -155,3 +181,91 @@ def test_pyramid_refuses_what_is_not_of_one_shape(shape):
         pyramid(torch.zeros(2, 3, 4, 4), torch.zeros(shape))
     with pytest.raises(UserError, match="maps of one shape"):
         pyramid(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def test_attention_kl_agrees_with_torchs_kl_of_each_query():
+    student, teacher = random(B, 2, 3, 4).softmax(-1), random(B, 2, 3, 4, seed=1).softmax(-1)
+    rows = student.log().flatten(0, 2), teacher.log().flatten(0, 2)  # batchmean over samples, heads and queries
+    expected = torch.nn.functional.kl_div(*rows, reduction="batchmean", log_target=True)
+    torch.testing.assert_close(attention_kl(student, teacher), expected)
+
+
+def test_attention_kl_does_not_move_a_student_that_attends_as_its_teacher_does():
+    scores = random(B, 2, 3, 4).requires_grad_()
+    attention_kl(scores.softmax(-1), scores.detach().softmax(-1)).backward()
+    assert scores.grad.abs().max() < 1e-12
+    other = random(B, 2, 3, 4, seed=2).softmax(-1)
+    assert attention_kl(other, scores.softmax(-1)) > 0.1
+
+
+def test_attention_of_other_heads_is_averaged_over_heads():
+    student, teacher = random(B, 2, 3, 4).softmax(-1), random(B, 6, 3, 4, seed=1).softmax(-1)
+    expected = attention_kl(student.mean(1, keepdim=True), teacher.mean(1, keepdim=True))
+    torch.testing.assert_close(attention_kl(student, teacher), expected)
+    order = torch.tensor([1, 0])
+    torch.testing.assert_close(attention_kl(student[:, order], teacher), expected)
+
+
+def test_attention_of_zero_is_finite():
+    """Masked keys on either side; a padded query that attends to nothing adds nothing."""
+    teacher = torch.tensor([[[[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]]])
+    student = torch.tensor([[[[0.5, 0.0, 0.5], [0.0, 0.0, 0.0]]]], requires_grad=True)
+    value = attention_kl(student, teacher)
+    value.backward()
+    assert value.item() == pytest.approx(0.25 * (np.log(0.5) - np.log(1e-12)), rel=1e-5)
+    assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3, 5), (2, 2, 4, 4), (2, 3, 4)])
+def test_attention_over_other_tokens_is_refused(shape):
+    with pytest.raises(UserError, match="over the same tokens"):
+        attention_kl(torch.ones(2, 2, 3, 4), torch.ones(shape))
+
+
+def test_review_is_the_sum_of_its_levels():
+    students = [random(B, 3, 8, 8), random(B, 5, 4, 4, seed=1)]
+    teachers = [random(B, 3, 8, 8, seed=2), random(B, 5, 4, 4, seed=3)]
+    expected = [pyramid(s, t, mask=VALID, count=7) for s, t in zip(students, teachers, strict=True)]
+    torch.testing.assert_close(review(students, teachers, mask=VALID, count=7), expected[0] + expected[1])
+    with pytest.raises(UserError, match="2 and 1 came"):
+        review(students, teachers[:1])
+
+
+CONTRAST = {"temperature": 3.0, "population": 50.0}
+NEGATIVES = random(9, 4, seed=5), random(9, 4, seed=6)
+
+
+def of_both(student, teacher, **options):
+    negatives = (part if student.dtype == torch.float64 else part.float() for part in NEGATIVES)
+    return crd(student, teacher.detach(), *negatives, **CONTRAST, **options)
+
+
+def of_both_reference(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    first = noise_contrast_reference(student, teacher, NEGATIVES[1].numpy(), **CONTRAST)
+    return first + noise_contrast_reference(teacher, student, NEGATIVES[0].numpy(), **CONTRAST)
+
+
+# each direction takes the other side as given, so that the gradient is not the derivative of the value: tested below
+@pytest.mark.parametrize("check", [check for check in CHECKS if check is not check_gradient], ids=lambda c: c.__name__)
+def test_crd_promises_what_every_loss_does(check):
+    check(Case(of_both, of_both_reference, (B, 4), (B, 4), equal=None))
+
+
+def test_each_direction_of_crd_moves_its_anchor_alone():
+    student, teacher = random(B, 4).requires_grad_(), random(B, 4, seed=1).requires_grad_()
+    gradients = torch.autograd.grad(crd(student, teacher, *NEGATIVES, **CONTRAST), (student, teacher))
+    alone = (
+        noise_contrast(student, teacher.detach(), NEGATIVES[1], **CONTRAST),
+        noise_contrast(teacher, student.detach(), NEGATIVES[0], **CONTRAST),
+    )
+    torch.testing.assert_close(gradients, torch.autograd.grad(sum(alone), (student, teacher)))
+    only = torch.autograd.grad(noise_contrast(student, teacher.detach(), NEGATIVES[1], **CONTRAST), student)
+    torch.testing.assert_close(gradients[:1], only)
+
+
+def test_crd_stays_finite_at_a_low_temperature():
+    student = torch.eye(4)[:2].requires_grad_()
+    value = crd(student, torch.eye(4)[2:], -torch.eye(4)[:2], torch.eye(4)[:2], temperature=1e-3)
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(student.grad).all()

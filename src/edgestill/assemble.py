@@ -21,7 +21,7 @@ from edgestill.errors import UserError, first_line
 from edgestill.evaluate.classification import accuracy, logits, predictor
 from edgestill.functions import load_function
 from edgestill.losses import SOFT_LOSSES, TERM_LOSSES
-from edgestill.models import ImageInput, Model, example, forward, load_model, select_classes
+from edgestill.models import ImageInput, Model, example, forward, load_model, select_classes, to_device
 from edgestill.objective import Objective, Term
 from edgestill.paths import exists
 from edgestill.recipe import Recipe
@@ -31,7 +31,7 @@ from edgestill.recipe import Term as TermSection
 from edgestill.schedule import Phase, Schedule, Settings
 from edgestill.signals import Signal
 from edgestill.similarity import similarity, tap_features
-from edgestill.taps import record, stages
+from edgestill.taps import found, record, stages
 from edgestill.tasks.images import Batch, Views, batch, prepare, statistics
 from edgestill.terms import Mapped, Similarity, bound, expand, named
 from edgestill.train import Options, Track
@@ -185,12 +185,8 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None) -> Job:
     for role, model in ((TEACHER, teacher), (STUDENT, student)):
         _check_classes(role, model, splits.train.classes)
     probes = (example(student.input, 2), example(teacher.input, 2))
-    alike = partial(_alike, student, teacher, splits.train)
-    terms, maps, phase_terms = _terms(recipe, student, teacher, probes, alike)
-    examples = (
-        _tapped(student, [tap for term in terms.values() for tap in term.student_taps], probes[0]),
-        _tapped(teacher, [tap for term in terms.values() for tap in term.teacher_taps], probes[1]),
-    )
+    terms, maps, phase_terms = _terms(recipe, student, teacher, probes, len(splits.train.labels), None)
+    examples = _examples(terms, student, teacher, probes)
     job = Job(recipe, splits, teacher, default, terms, maps, phase_terms, examples, device)
     _check_losses(job.objective(STUDENT), len(splits.train.classes), examples, recipe.train.accumulate > 1)
     job.schedule(STUDENT)
@@ -321,12 +317,21 @@ def _check_classes(role: str, model: Model, classes: tuple[str, ...]) -> None:
 
 
 def _terms(
-    recipe: Recipe, student: Model, teacher: Model, probes: tuple[Tensor, Tensor], alike: Similarity
+    recipe: Recipe,
+    student: Model,
+    teacher: Model,
+    probes: tuple[Tensor, Tensor],
+    samples: int,
+    alike: Similarity | None,
 ) -> tuple[dict[str, Term], tuple[Mapped, ...], dict[str, tuple[str, ...]]]:
     """All terms of all phases by name, their layer maps, and each phase's terms."""
     terms: dict[str, Term] = {}
     maps: list[Mapped] = []
     built: list[tuple[TermSection, tuple[str, ...]]] = []
+
+    def shapes(one: Sequence[str], other: Sequence[str]) -> tuple[list[torch.Size], list[torch.Size]]:
+        taps = _tapped(student, one, probes[0]), _tapped(teacher, other, probes[1])
+        return [taps[0][path].shape for path in one], [taps[1][path].shape for path in other]
 
     def names_of(section: TermSection) -> tuple[str, ...]:
         for known, names in built:
@@ -334,13 +339,16 @@ def _terms(
                 return names
         expanded, mapped = expand(
             section.loss,
-            bound(section.loss, TERM_LOSSES, section.options, f"term {section.loss}"),
-            student=section.student or stages(student.module, probes[0]),
-            teacher=section.teacher or stages(teacher.module, probes[1]),
+            TERM_LOSSES,
+            section.options,
+            student=section.student or _default_taps(student, probes[0], section.loss, every=False),
+            teacher=section.teacher or _default_taps(teacher, probes[1], section.loss, every=section.map == "auto"),
             kind=section.map,
             weight=section.weight,
             aligner=section.aligner,
             similarity=alike,
+            shapes=shapes,
+            samples=samples,
         )
         begun = len(terms)
         for term in expanded:
@@ -356,6 +364,28 @@ def _terms(
     return terms, tuple(maps), phase_terms
 
 
+def _default_taps(model: Model, probe: Tensor, loss: str, every: bool) -> list[str]:
+    """Of a term that names none: attentions for a loss over attention, every block where the map is to be found, else
+    the ends of the stages."""
+    if loss == "attention_kl":
+        return [tap.path for tap in found(model.module, probe) if tap.kind == "attention"]
+    if every:
+        return [tap.path for tap in found(model.module, probe) if tap.kind in ("stage", "block")]
+    return stages(model.module, probe)
+
+
+def with_measured_maps(job: Job, student: Model) -> Job:
+    """The job with its `auto` layer maps as measured between a student that has learned and the teacher."""
+    probes = (example(student.input, 2), example(job.teacher.input, 2))
+    alike = partial(_alike, student, job.teacher, job.splits.train)
+    samples = len(job.splits.train.labels)
+    cpu = torch.device("cpu")
+    to_device(student.module, cpu), to_device(job.teacher.module, cpu)
+    terms, maps, phase_terms = _terms(job.recipe, student, job.teacher, probes, samples, alike)
+    examples = _examples(terms, student, job.teacher, probes)
+    return replace(job, terms=terms, maps=maps, phase_terms=phase_terms, examples=examples)
+
+
 def _alike(
     student: Model, teacher: Model, images: Images, student_taps: Sequence[str], teacher_taps: Sequence[str]
 ) -> NDArray[np.float64]:
@@ -369,7 +399,17 @@ def _alike(
     return similarity(features[0], features[1])
 
 
-def _tapped(model: Model, taps: list[str], probe: Tensor) -> dict[str, Tensor]:
+def _examples(
+    terms: dict[str, Term], student: Model, teacher: Model, probes: tuple[Tensor, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The taps of the terms, of two images of zeros."""
+    return (
+        _tapped(student, [tap for term in terms.values() for tap in term.student_taps], probes[0]),
+        _tapped(teacher, [tap for term in terms.values() for tap in term.teacher_taps], probes[1]),
+    )
+
+
+def _tapped(model: Model, taps: Sequence[str], probe: Tensor) -> dict[str, Tensor]:
     with torch.no_grad(), record(model.module.eval(), taps) as recorded:
         forward(model.module, probe)
     return recorded

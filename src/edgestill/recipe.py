@@ -34,7 +34,19 @@ SOFT_LOSSES = (
     "binary_kl",
     "regression",
 )
-TERM_LOSSES = ("hint", "attention_transfer", "sp", "rkd", "pkt", "cc", "cka", "pyramid")
+TERM_LOSSES = (
+    "hint",
+    "pyramid",
+    "review",
+    "attention_transfer",
+    "attention_kl",
+    "sp",
+    "rkd",
+    "pkt",
+    "cc",
+    "cka",
+    "crd",
+)
 MAPS = ("direct", "width", "depth", "first", "last", "auto", "every-N")
 
 

@@ -10,9 +10,11 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from edgestill.aligners import AlignerKind
+from edgestill.aligners import AlignerKind, ContrastMemory, ReviewFusion
 from edgestill.errors import UserError
 from edgestill.functions import load_function
 from edgestill.losses import Loss
@@ -35,24 +37,62 @@ class Mapped:
     similarity: list[list[float]] | None
 
 
+Shapes = Callable[[Sequence[str], Sequence[str]], tuple[list[torch.Size], list[torch.Size]]]
+"""The shapes of student taps and of teacher taps."""
+
+
 def expand(
     name: str,
-    loss: Loss,
+    known: Mapping[str, Loss],
+    options: Mapping[str, Any],
     *,
     student: Sequence[str],
     teacher: Sequence[str],
     kind: str,
     weight: float | Literal["balanced"],
     aligner: AlignerKind,
-    similarity: Similarity,
+    similarity: Similarity | None,
+    shapes: Shapes,
+    samples: int,
 ) -> tuple[list[Term], Mapped]:
-    """The terms of a loss over taps, one a pair of the layer map, and the map itself."""
-    matrix = similarity(student, teacher) if kind == "auto" else None
-    pairs = layer_map(student, teacher, kind, matrix)
+    """The terms of a loss over taps, one a pair of the layer map (`review` has one over all of them), and the map.
+
+    Without a `similarity` to measure, `auto` stands as `depth` for the time being.
+    """
+    matrix = similarity(student, teacher) if kind == "auto" and similarity is not None else None
+    pairs = layer_map(student, teacher, "depth" if kind == "auto" and matrix is None else kind, matrix)
     aligner = "none" if kind == "direct" else aligner
-    terms = [Term(loss, one, other, weight, aligner, share=1 / len(pairs)) for one, other in pairs]
     table = None if matrix is None else matrix.round(4).tolist()
-    return terms, Mapped(name, kind, tuple(student), tuple(teacher), pairs, table)
+    mapped = Mapped(name, kind, tuple(student), tuple(teacher), pairs, table)
+    made = MODULES.get(name)
+    of_module = {} if made is None else {key: value for key, value in options.items() if key in _taken(made)}
+    loss = bound(name, known, {key: value for key, value in options.items() if key not in of_module}, f"term {name}")
+    if name == "review":
+        students, teachers = (tuple(side) for side in zip(*pairs, strict=True))
+        fusion = partial(ReviewFusion, *shapes(students, teachers), **of_module)
+        return [Term(loss, students, teachers, weight, module=fusion)], mapped
+    terms = []
+    for one, other in pairs:
+        module: Callable[[], nn.Module] | None = None
+        if name == "crd":
+            (width,), (teacher_width,) = ([_width(shape) for shape in side] for side in shapes([one], [other]))
+            module = partial(ContrastMemory, width, teacher_width, samples, **of_module)
+        terms.append(Term(loss, one, other, weight, aligner, module, share=1 / len(pairs)))
+    return terms, mapped
+
+
+MODULES: dict[str, type[nn.Module]] = {"crd": ContrastMemory, "review": ReviewFusion}
+"""Losses that come with a module of their own; its keyword arguments are options of the loss."""
+
+
+def _taken(made: type[nn.Module]) -> set[str]:
+    parameters = inspect.signature(made).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _width(shape: torch.Size) -> int:
+    """What is left of a tap when its positions are averaged: channels of a map, width of tokens or of a vector."""
+    return shape[1] if len(shape) == 4 else shape[-1]
 
 
 def named(label: str, term: Term, taken: Mapping[str, Term]) -> str:

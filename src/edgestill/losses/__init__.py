@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from edgestill.losses.attention import attention_transfer
+from edgestill.losses.attention import attention_kl, attention_transfer
+from edgestill.losses.contrast import crd, noise_contrast
 from edgestill.losses.correlation import dist
 from edgestill.losses.decoupled import dkd, nkd
 from edgestill.losses.features import hint
 from edgestill.losses.logits import binary_kl, cross_entropy, kl, regression, reverse_kl, standardize
 from edgestill.losses.mixtures import jensen_shannon, skewed_kl, skewed_reverse_kl
-from edgestill.losses.multiscale import pyramid
+from edgestill.losses.multiscale import pyramid, review
 from edgestill.losses.relations import cc, cka, pkt, rkd, sp
 
 Loss = Callable[..., Tensor]
@@ -29,16 +30,19 @@ SOFT_LOSSES: dict[str, Loss] = {
 }
 TERM_LOSSES: dict[str, Loss] = {
     "hint": hint,
+    "pyramid": pyramid,
+    "review": review,
     "attention_transfer": attention_transfer,
+    "attention_kl": attention_kl,
     "sp": sp,
     "rkd": rkd,
     "pkt": pkt,
     "cc": cc,
     "cka": cka,
-    "pyramid": pyramid,
+    "crd": crd,
 }
 
-CHANNEL_FREE = frozenset({attention_transfer, sp, rkd, pkt, cc, cka})
+CHANNEL_FREE = frozenset({attention_transfer, attention_kl, sp, rkd, pkt, cc, cka})
 """Losses that pool the channels away or compare samples: student and teacher may differ in width without an aligner."""
 
 __all__ = [
@@ -46,10 +50,12 @@ __all__ = [
     "SOFT_LOSSES",
     "TERM_LOSSES",
     "Loss",
+    "attention_kl",
     "attention_transfer",
     "binary_kl",
     "cc",
     "cka",
+    "crd",
     "cross_entropy",
     "dist",
     "dkd",
@@ -57,10 +63,12 @@ __all__ = [
     "jensen_shannon",
     "kl",
     "nkd",
+    "noise_contrast",
     "pkt",
     "pyramid",
     "regression",
     "reverse_kl",
+    "review",
     "rkd",
     "skewed_kl",
     "skewed_reverse_kl",

@@ -1,5 +1,6 @@
-"""Losses over attention. Shapes: B batch, C channels, H height, W width."""
+"""Losses over attention. Shapes: B batch, C channels, H height, W width of a map; A heads, T queries, K keys."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,3 +48,35 @@ def attention_transfer(
         teacher_map.flatten(1), dim=1
     )
     return masked_mean(difference.square().sum(1), mask, count)
+
+
+def attention_kl(
+    student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, count: Tensor | float | None = None
+) -> Tensor:
+    """`mean_{B,A,T} KL(teacher ‖ student)` over the keys of each query: transformers' attention. Zero at equality.
+
+    Where the numbers of heads differ, both are averaged over their heads first. A student's probability below 1e-12
+    counts as 1e-12. Queries are all counted, those of padding too.
+
+    Args:
+        student, teacher: attention probabilities [B, A, T, K], [B, A', T, K], after the softmax. The teacher gets no
+            gradient.
+        mask: valid samples [B].
+        count: what to divide by instead of the number of valid samples.
+
+    Source: Wang et al. 2020 (MiniLM), arXiv 2002.10957, equation 2.
+
+    >>> teacher, student = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.5, 0.5]]]])
+    >>> round(float(attention_kl(student, teacher)), 4)  # log 2
+    0.6931
+    """
+    if student.dim() != 4 or teacher.dim() != 4 or student.shape[2:] != teacher.shape[2:]:
+        raise UserError(
+            "attention_kl needs attention probabilities [B, heads, queries, keys] over the same tokens; "
+            f"{[*student.shape]} and {[*teacher.shape]} came"
+        )
+    student, teacher = wide(student, mask), wide(teacher.detach(), mask)
+    if student.shape[1] != teacher.shape[1]:
+        student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
+    divergence = torch.xlogy(teacher, teacher) - teacher * student.clamp(min=1e-12).log()
+    return masked_mean(divergence.sum(3).flatten(1).mean(1), mask, count)

@@ -1,5 +1,8 @@
 """Feature maps compared at several scales. Shapes: B batch, C channels, H height, W width."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,3 +44,32 @@ def pyramid(
             pooled = functional.adaptive_avg_pool2d(difference, side)
             values = values + weight * pooled.square().flatten(1).mean(1)
     return masked_mean(values / total, mask, count)
+
+
+def review(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    *,
+    mask: Tensor | None = None,
+    count: Tensor | float | None = None,
+) -> Tensor:
+    """`Σ_levels pyramid(student, teacher)`: knowledge review. Zero at equality.
+
+    Args:
+        students, teachers: a feature map [B, C, H, W] a level, of one shape on both sides: what
+            `aligners.ReviewFusion` makes of the student's. The teacher gets no gradient.
+        mask: valid samples [B].
+        count: what to divide by instead of the number of valid samples.
+
+    Source: Chen et al. 2021, arXiv 2104.09044, equation 6. The authors' code (dvlab-research/ReviewKD) has this scale.
+
+    >>> levels = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 5, 4, 4)]
+    >>> float(review(levels, [level + 1 for level in levels]))
+    2.0
+    """
+    if len(students) != len(teachers) or not students:
+        raise UserError(
+            f"review needs as many student levels as teacher levels; {len(students)} and {len(teachers)} came"
+        )
+    levels = zip(students, teachers, strict=True)
+    return torch.stack([pyramid(student, teacher, mask=mask, count=count) for student, teacher in levels]).sum()

@@ -1,4 +1,4 @@
-"""The only normalisation in the project: a masked sum divided by a count of valid positions."""
+"""The only normalisation in the project: a masked sum divided by a count of valid positions; and what losses share."""
 
 import torch
 from torch import Tensor
@@ -36,3 +36,14 @@ def masked_mean(values: Tensor, mask: Tensor | None = None, count: Tensor | floa
         return values.sum() / (max(values.numel(), 1) if count is None else count)
     mask = mask.reshape(mask.shape + (1,) * (values.dim() - mask.dim())).expand_as(values)
     return wide(values, mask).sum() / (mask.sum().clamp(min=1) if count is None else count)
+
+
+def pooled(features: Tensor) -> Tensor:
+    """An embedding [B, D] of each sample: maps [B, C, H, W] and tokens [B, T, D] averaged over their positions.
+
+    >>> pooled(torch.ones(2, 3, 4, 4)).shape, pooled(torch.ones(2, 5, 3)).shape, pooled(torch.ones(2, 3)).shape
+    (torch.Size([2, 3]), torch.Size([2, 3]), torch.Size([2, 3]))
+    """
+    if features.dim() == 3:
+        return features.mean(1)
+    return features.flatten(2).mean(2) if features.dim() > 3 else features

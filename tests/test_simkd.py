@@ -213,11 +213,11 @@ def test_loss_and_logits_are_those_of_the_authors(side, loss, first_logits):
 
 
 class Unseen(nn.Module):
-    """An activation that no module puts out."""
+    """An activation that no module puts out; of an image of zeros nothing would be seen of it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.maps, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.maps, self.linear = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(8, 4)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.linear(self.maps(inputs).relu().mean((2, 3)))

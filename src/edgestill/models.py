@@ -41,6 +41,8 @@ class Model:
     spec: str
     options: dict[str, Any]
     input: ImageInput
+    source: str | None = None
+    """The text of the file in `spec`, where no such file is there: of a student that was built from another."""
 
     @property
     def parameters(self) -> int:
@@ -233,7 +235,10 @@ def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
         save_file(state, folder / "model.safetensors")
     if ".py:" in spec:
         path, _, function = spec.rpartition(":")
-        shutil.copyfile(path, folder / "model.py")
+        if model.source is None:
+            shutil.copyfile(path, folder / "model.py")
+        else:
+            (folder / "model.py").write_text(model.source, encoding="utf-8")
         spec = f"model.py:{function}"
     about = {"model": spec, "options": model.options, "input": asdict(model.input), "classes": list(classes)}
     (folder / STUDENT_FILE).write_text(json.dumps(about, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""Students that are built from their teacher: other plain models, whose bytes and latency count."""

@@ -187,8 +187,14 @@ def test_under_autocast_the_probabilities_are_float32(explicit):
     model, inputs = Block(Attention(explicit)), torch.randn(2, 5, 8)
     exact = tapped(model, ["parts.0@attention"], inputs)["parts.0@attention"]
     with torch.autocast("cpu", torch.bfloat16):
-        attention = tapped(model, ["parts.0@attention"], inputs)["parts.0@attention"]
+        parts = ["attention"] if explicit else ["attention", "queries", "keys"]
+        taps = tapped(model, [f"parts.0@{part}" for part in parts], inputs)
+    attention = taps["parts.0@attention"]
     assert attention.dtype == torch.float32
+    if not explicit:  # the model's queries and keys are bfloat16, what they make is not
+        queries, keys = taps["parts.0@queries"], taps["parts.0@keys"]
+        assert queries.dtype == keys.dtype == torch.bfloat16
+        torch.testing.assert_close(attention, (queries.float() @ keys.float().mT / 2).softmax(-1))
     torch.testing.assert_close(attention, exact, atol=0.02, rtol=0)
     torch.testing.assert_close(attention.sum(-1), torch.ones(2, 2, 5), atol=1e-5 if not explicit else 1e-2, rtol=0)
     attention.sum().backward()
@@ -262,6 +268,18 @@ def test_an_explicit_softmax_shows_its_probabilities_alone():
     torch.testing.assert_close(got, (q @ k.mT / 2).softmax(-1))
     with pytest.raises(UserError, match=r"'parts\.0@queries': .*explicit softmax.*attn_implementation='sdpa'"):
         tapped(model, ["parts.0@queries"], inputs)
+
+
+def test_a_softmax_of_another_meaning_does_not_count_beside_a_fused_attention():
+    class Gated(Attention):
+        def forward(self, x):
+            return super().forward(x) * x.unflatten(-1, (2, 4)).softmax(-1).flatten(2)
+
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(Gated()), torch.randn(2, 5, 8)
+    q, k, _ = model[0].qkv(inputs).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    got = tapped(model, ["0@attention"], inputs)["0@attention"]
+    torch.testing.assert_close(got, (q @ k.mT / 2).softmax(-1))
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ def test_the_stages_of_timms_hierarchical_models(timm, name, expected, first_blo
     model = timm.create_model(name, num_classes=5)
     taps = check(model, torch.randn(2, 3, 64, 64), expected)
     assert paths(taps, "block")[: len(first_blocks)] == first_blocks
+    if name == "densenet121":  # its layers put out what they add alone
+        assert paths(taps, "block") == []
     sides = [tap.shape[2] for tap in taps if tap.kind == "stage"]
     assert sides == sorted(set(sides), reverse=True)
 
@@ -107,6 +109,8 @@ def transformers():
     ("family", "task", "options", "expected"),
     [
         ("ResNet", "ForImageClassification", HIERARCHY | {"embedding_size": 8}, blocks_of("resnet.encoder.stages", 4)),
+        # a RegNet's stem wraps one convolution twice, and is no stage for it
+        ("RegNet", "Model", HIERARCHY | {"embedding_size": 8, "groups_width": 8}, blocks_of("encoder.stages", 4)),
         ("ConvNext", "ForImageClassification", HIERARCHY, blocks_of("convnext.encoder.stages", 4)),
         ("Segformer", "Model", HIERARCHY | {"num_attention_heads": [1, 1, 2, 2]}, blocks_of("stages", 4)),
         (
@@ -192,6 +196,35 @@ def test_a_step_down_at_the_end_of_a_stage_does_not_hide_the_stage():
     model = nn.Sequential(stage(4), stage(8), nn.Flatten(), nn.LazyLinear(2))
     model(torch.zeros(2, 4, 8, 8))
     assert stages(model, torch.zeros(2, 4, 8, 8)) == ["0.0", "1.0"]
+
+
+def test_a_block_that_widens_and_steps_down_is_one_stage():
+    class Down(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.widen = nn.Sequential(
+                nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.ReLU()), nn.BatchNorm2d(2 * width)
+            )
+            self.step = nn.Conv2d(2 * width, 2 * width, 2, stride=2)
+
+        def forward(self, x):
+            return self.step(self.widen(x))
+
+    assert stages(nn.Sequential(Down(4), Down(8)), torch.zeros(2, 4, 8, 8)) == ["0", "1"]
+
+
+def test_a_border_that_a_convolution_takes_off_is_no_step_down():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 2, stride=2))
+    assert stages(model, torch.zeros(2, 3, 16, 16)) == ["1", "2"]
+
+
+def test_the_parts_of_a_block_are_no_blocks(transformers):
+    model = transformers.ResNetModel(transformers.ResNetConfig(**HIERARCHY, embedding_size=8, layer_type="basic"))
+    taps = found(model, torch.randn(2, 3, 64, 64))
+    expected = [("stages.0", 1), ("stages.1", 2), ("stages.2", 2), ("stages.3", 1)]
+    assert paths(taps, "block") == [
+        path for stage, count in expected for path in blocks_of(f"encoder.{stage}.layers", count)
+    ]
 
 
 def test_layers_that_share_their_weights_have_one_attention(transformers):

@@ -155,6 +155,14 @@ def _without_paths(table: pa.Table) -> pa.Table:
     return table.set_column(0, "image", bare)
 
 
+def test_an_image_of_a_depth_that_is_not_read_is_left_out_as_well(tmp_path):
+    (tmp_path / "x").mkdir()
+    image_file(tmp_path / "x" / "a.png", "RGB")
+    Image.new("F", (8, 8)).save(tmp_path / "x" / "b.tiff")
+    assert "row 1 of " in refused(tmp_path / "x")
+    assert len(load(tmp_path / "x", on_error="skip")) == 1
+
+
 def test_nothing_but_broken_images_is_refused(tmp_path):
     encoded, labels = files(4, (0, 1, 2, 3))
     assert "none of its 4 can be decoded" in refused(as_parquet(tmp_path, encoded, labels), on_error="skip")

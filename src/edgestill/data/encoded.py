@@ -42,8 +42,8 @@ class Encoded:
         self.structs = list(chunks)
         self.chunks = [(chunk.field("bytes"), chunk.field("path")) for chunk in chunks]
         self.ends = np.cumsum([len(data) for data, _ in self.chunks], dtype=np.int64)
-        self.firsts = [int(end) - len(data) for end, (data, _) in zip(self.ends, self.chunks, strict=True)]
-        self.firsts = self.firsts if firsts is None else list(firsts)
+        begins = [int(end) - len(data) for end, (data, _) in zip(self.ends, self.chunks, strict=True)]
+        self.firsts = begins if firsts is None else list(firsts)
         self.source = source
 
     def __len__(self) -> int:

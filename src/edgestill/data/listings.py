@@ -25,7 +25,7 @@ def read_lists(files: list[Path]) -> tuple[list[str | None], list[Any] | None]:
     labels: list[Any] = []
     labelled = False
     for file in files:
-        columns, rows = (_csv if file.suffix == ".csv" else _jsonl)(file)
+        columns, rows = (_csv if file.suffix.lower() == ".csv" else _jsonl)(file)
         image = next((name for name in IMAGE_COLUMNS if name in columns), None)
         if image is None:
             came = ", ".join(columns) or "none"

@@ -104,25 +104,27 @@ def _agree_on_classes(read: dict[str, Split]) -> tuple[tuple[str, ...], dict[str
     if reference is None and highest >= MOST_CLASSES:
         raise UserError(f"labels without class names may go up to {MOST_CLASSES - 1}; {highest} came: are they labels?")
     classes = reference if reference is not None else tuple(str(label) for label in range(highest + 1))
+    place = {name: number for number, name in enumerate(classes)}
     labels = {}
     for split, part in read.items():
         names = part.names or classes
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{part.source}: classes need names of their own; {twice[0]!r} stands there twice")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{part.source}: classes need names of their own; {twice!r} stands there twice")
         outside = np.flatnonzero((part.labels < -1) | (part.labels >= len(names)))
         if len(outside):
             raise UserError(
                 f"{part.source}: a label needs to be in 0…{len(names) - 1} ({len(names)} classes) or missing (-1); "
                 f"row {part.number(int(outside[0]))} has {part.labels[outside[0]]}"
             )
-        unknown = [name for name in names if name not in classes]
+        unknown = [name for name in names if name not in place]
         if unknown:
             raise UserError(
                 f"{part.source} has the class {_some(unknown)}, which {named[0].source} lacks; "
                 f"it has {_some(classes)}{closest(unknown[0], classes)}"
             )
         # One place more than there are names, so that -1 finds itself at the end.
-        places = np.array([*(classes.index(name) for name in names), -1], dtype=np.int64)
+        places = np.array([*(place[name] for name in names), -1], dtype=np.int64)
         labels[split] = places[part.labels]
     return classes, labels
 

@@ -75,7 +75,7 @@ def _read_files(spec: str, split: str, source: str, cache: Path) -> Split:
                 f"{source} holds the splits {', '.join(folder_splits(path))}: name one, as {path}/train*.parquet"
             )
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.exists() else _matches(spec)
-        lists = [file for file in files if file.suffix in ENDINGS]
+        lists = [file for file in files if file.suffix.lower() in ENDINGS]
         if lists and len(lists) < len(files):
             raise UserError(f"{source} needs files of one kind; {files[0].name} and others came: narrow the pattern")
         if lists:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from edgestill.losses.attention import attention_kl, attention_transfer
 from edgestill.losses.contrast import crd, noise_contrast
-from edgestill.losses.features import hint
+from edgestill.losses.features import cwd, hint, nst
 from edgestill.losses.logits import cross_entropy, kl
 from edgestill.losses.multiscale import pyramid, review
 from edgestill.losses.relations import cc, cka, pkt, rkd, sp
@@ -24,6 +24,8 @@ TERM_LOSSES: dict[str, Loss] = {
     "cka": cka,
     "pyramid": pyramid,
     "attention_kl": attention_kl,
+    "nst": nst,
+    "cwd": cwd,
 }
 
 CHANNEL_FREE = frozenset(
@@ -35,6 +37,7 @@ CHANNEL_FREE = frozenset(
         cc,
         cka,
         attention_kl,
+        nst,
     }
 )
 """Losses that take student and teacher of different widths: they pool channels or heads away, or compare samples."""
@@ -50,9 +53,11 @@ __all__ = [
     "cka",
     "crd",
     "cross_entropy",
+    "cwd",
     "hint",
     "kl",
     "noise_contrast",
+    "nst",
     "pkt",
     "pyramid",
     "review",

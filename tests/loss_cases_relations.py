@@ -10,7 +10,7 @@ from math import exp, factorial
 
 import numpy as np
 
-from edgestill.losses import attention_kl, cc, cka, noise_contrast, pkt, pyramid, rkd, sp
+from edgestill.losses import attention_kl, cc, cka, cwd, noise_contrast, nst, pkt, pyramid, rkd, sp
 from edgestill.losses.reduce import wide
 from loss_checks import B, Case, random
 
@@ -106,6 +106,26 @@ def noise_contrast_reference(
     )
 
 
+def nst_reference(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    values = []
+    for maps in zip(student, teacher, strict=True):
+        s, t = ([channel.ravel() / np.linalg.norm(channel) for channel in features] for features in maps)
+        means = [np.mean([(x @ y) ** 2 for x in first for y in second]) for first, second in ((s, s), (t, t), (s, t))]
+        values.append(means[0] + means[1] - 2 * means[2])
+    return np.array(values)
+
+
+def cwd_reference(student: np.ndarray, teacher: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    def share(channel: np.ndarray) -> np.ndarray:
+        return np.exp(channel / temperature) / np.exp(channel / temperature).sum()
+
+    def divergence(s: np.ndarray, t: np.ndarray) -> float:
+        return temperature**2 * (share(t) * np.log(share(t) / share(s))).sum()
+
+    pairs = (zip(s, t, strict=True) for s, t in zip(student, teacher, strict=True))
+    return np.array([np.mean([divergence(s, t) for s, t in channels]) for channels in pairs])
+
+
 NEGATIVES = random(9, 4, seed=5)
 CONTRAST = {"temperature": 3.0, "population": 50.0}
 MAP, WIDER = (B, 3, 4, 4), (B, 7, 4, 4)
@@ -134,6 +154,9 @@ RELATIONS: dict[str, Case] = {
     "attention_kl of other heads": Case(
         attention_kl, attention_kl_reference, (B, 2, 3, 4), (B, 6, 3, 4), equal=None, domain=lambda x: x.softmax(-1)
     ),
+    "nst": Case(nst, nst_reference, MAP, WIDER),
+    "cwd": Case(cwd, cwd_reference, MAP, MAP),
+    "cwd, temperature 4": Case(partial(cwd, temperature=4.0), partial(cwd_reference, temperature=4.0), MAP, MAP),
     "noise_contrast": Case(
         lambda s, t, **k: noise_contrast(s, t.detach(), NEGATIVES.to(wide(s).dtype), **CONTRAST, **k),
         lambda s, t: noise_contrast_reference(s, t, NEGATIVES.numpy(), **CONTRAST),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgestill.losses import attention_kl, cc, cka, noise_contrast, pkt, pyramid, rkd, sp
+from edgestill.losses import attention_kl, cc, cka, cwd, noise_contrast, nst, pkt, pyramid, rkd, sp
 from loss_cases_relations import CONTRAST, NEGATIVES
 
 
@@ -205,6 +205,42 @@ def contrast_without_its_constant(student: Tensor, teacher: Tensor, **options: o
     return noise_contrast(student, teacher.detach(), NEGATIVES, temperature=3.0, population=len(NEGATIVES), **options)
 
 
+def nst_of_raw_channels(student: Tensor, teacher: Tensor, **_: object) -> Tensor:
+    first, second = student.flatten(2), teacher.detach().flatten(2)
+    means = [(x @ y.mT).square().mean() for x, y in ((first, first), (second, second), (first, second))]
+    return means[0] + means[1] - 2 * means[2]
+
+
+def nst_by_a_linear_kernel(student: Tensor, teacher: Tensor, **_: object) -> Tensor:
+    first, second = (functional.normalize(features.flatten(2), dim=2) for features in (student, teacher.detach()))
+    return (first.mean(1) - second.mean(1)).square().sum(1).mean()
+
+
+def nst_without_the_teachers_part(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    unit = functional.normalize(teacher.detach().flatten(2), dim=2)
+    return nst(student, teacher, **options) - (unit @ unit.mT).square().mean()
+
+
+def cwd_over_channels(student: Tensor, teacher: Tensor, **_: object) -> Tensor:
+    return cwd(student.permute(0, 2, 1, 3), teacher.permute(0, 2, 1, 3))
+
+
+def cwd_without_its_temperature_squared(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    return cwd(student, teacher, temperature=4.0, **options) / 16
+
+
+def cwd_averaged_over_positions(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    return cwd(student, teacher, **options) / student[0, 0].numel()
+
+
+def cwd_summed_over_channels(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    return cwd(student, teacher, **options) * student.shape[1]
+
+
+def cwd_backwards(student: Tensor, teacher: Tensor, **options: object) -> Tensor:
+    return cwd(teacher.detach(), student, **options) + 0 * student.sum()
+
+
 SPECIFIC: tuple[tuple[str, Callable[..., Tensor], str], ...] = (
     ("sp", sp_over_the_whole_matrix, "value"),
     ("sp", sp_with_rows_of_sum_one, "value"),
@@ -242,4 +278,12 @@ SPECIFIC: tuple[tuple[str, Callable[..., Tensor], str], ...] = (
     ("noise_contrast", contrast_of_softmax, "value"),
     ("noise_contrast", contrast_over_the_negatives, "value"),
     ("noise_contrast", contrast_without_its_constant, "value"),
+    ("nst", nst_of_raw_channels, "value"),
+    ("nst", nst_by_a_linear_kernel, "value"),
+    ("nst", nst_without_the_teachers_part, "value"),
+    ("cwd", cwd_over_channels, "value"),
+    ("cwd, temperature 4", cwd_without_its_temperature_squared, "value"),
+    ("cwd", cwd_averaged_over_positions, "value"),
+    ("cwd", cwd_summed_over_channels, "value"),
+    ("cwd", cwd_backwards, "value"),
 )

@@ -11,7 +11,9 @@ from edgestill.losses import (
     cc,
     cka,
     crd,
+    cwd,
     noise_contrast,
+    nst,
     pkt,
     pyramid,
     relations,
@@ -269,3 +271,38 @@ def test_crd_stays_finite_at_a_low_temperature():
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(student.grad).all()
+
+
+def test_nst_does_not_see_the_order_or_the_size_of_channels():
+    student = random(B, 5, 4, 4)
+    mixed = student[:, torch.tensor([3, 1, 4, 0, 2])] * random(5, 1, 1, seed=2)
+    assert nst(student, mixed).item() == pytest.approx(0, abs=1e-12)
+    twice = torch.cat([student, student], 1)  # the same channels, each twice
+    assert nst(student, twice).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_nst_averages_the_larger_map_down():
+    student, teacher = random(B, 3, 4, 8), random(B, 5, 8, 2, seed=1)
+    small = student.reshape(B, 3, 4, 2, 4).mean(4), teacher.reshape(B, 5, 4, 2, 2).mean(3)
+    torch.testing.assert_close(nst(student, teacher), nst(*small))
+
+
+def test_dead_channels_have_a_moderate_gradient_in_nst():
+    student = random(B, 3, 4, 4)
+    student[:, 1] = 0
+    student.requires_grad_()
+    nst(student, random(B, 7, 4, 4, seed=1)).backward()
+    assert student.grad.abs().max() < 10
+
+
+def test_cwd_does_not_see_a_constant_of_a_channel():
+    student = random(B, 3, 4, 4)
+    assert cwd(student, student + random(3, 1, 1, seed=2)).item() == pytest.approx(0, abs=1e-12)
+    assert cwd(student, 2 * student).item() > 0.1
+
+
+def test_what_are_not_maps_is_refused():
+    with pytest.raises(UserError, match="nst needs feature maps"):
+        nst(torch.zeros(2, 8), torch.zeros(2, 3, 4, 4))
+    with pytest.raises(UserError, match=r"cwd needs .* of one shape"):
+        cwd(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4))

@@ -37,7 +37,9 @@ def inputs(given: dict) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-@pytest.mark.parametrize("name", ["sp", "rkd, distances", "rkd, angles", "pkt", "cc", "cc, order 4", "cka", "pyramid"])
+@pytest.mark.parametrize(
+    "name", ["sp", "rkd, distances", "rkd, angles", "pkt", "cc", "cc, order 4", "cka", "pyramid", "nst", "cwd"]
+)
 def test_values_and_gradients_are_those_of_other_code(name):
     recorded = RECORDED[name]
     student, teacher = inputs(recorded["inputs"])

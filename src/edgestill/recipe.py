@@ -46,6 +46,8 @@ TERM_LOSSES = (
     "cc",
     "cka",
     "crd",
+    "nst",
+    "cwd",
 )
 MAPS = ("direct", "width", "depth", "first", "last", "auto", "every-N")
 
@@ -209,8 +211,12 @@ class Student(Section):
 
 class Term(Section):
     loss: Annotated[str, AfterValidator(_loss_name(TERM_LOSSES))] = Field(description="A loss over taps.")
-    student: Taps | None = Field(None, description="Student taps; by default the ends of its resolution stages.")
-    teacher: Taps | None = Field(None, description="Teacher taps; by default the ends of its resolution stages.")
+    student: Taps | None = Field(
+        None, description="Student taps; by default its stages, or a plain transformer's blocks."
+    )
+    teacher: Taps | None = Field(
+        None, description="Teacher taps; by default its stages, or a plain transformer's blocks."
+    )
     map: Annotated[str, AfterValidator(_map)] = Field(
         "depth",
         description="direct: equal shapes, pair by pair. width: pair by pair, aligned. depth: evenly spread. first, "

@@ -8,7 +8,7 @@ from edgestill.losses.attention import attention_kl, attention_transfer
 from edgestill.losses.contrast import crd, noise_contrast
 from edgestill.losses.correlation import dist
 from edgestill.losses.decoupled import dkd, nkd
-from edgestill.losses.features import hint
+from edgestill.losses.features import cwd, hint, nst
 from edgestill.losses.logits import binary_kl, cross_entropy, kl, regression, reverse_kl, standardize
 from edgestill.losses.mixtures import jensen_shannon, skewed_kl, skewed_reverse_kl
 from edgestill.losses.multiscale import pyramid, review
@@ -40,10 +40,12 @@ TERM_LOSSES: dict[str, Loss] = {
     "cc": cc,
     "cka": cka,
     "crd": crd,
+    "nst": nst,
+    "cwd": cwd,
 }
 
-CHANNEL_FREE = frozenset({attention_transfer, attention_kl, sp, rkd, pkt, cc, cka})
-"""Losses that pool the channels away or compare samples: student and teacher may differ in width without an aligner."""
+CHANNEL_FREE = frozenset({attention_transfer, attention_kl, sp, rkd, pkt, cc, cka, nst})
+"""Losses that take student and teacher of different widths: they pool channels or heads away, or compare samples."""
 
 __all__ = [
     "CHANNEL_FREE",
@@ -57,6 +59,7 @@ __all__ = [
     "cka",
     "crd",
     "cross_entropy",
+    "cwd",
     "dist",
     "dkd",
     "hint",
@@ -64,6 +67,7 @@ __all__ = [
     "kl",
     "nkd",
     "noise_contrast",
+    "nst",
     "pkt",
     "pyramid",
     "regression",

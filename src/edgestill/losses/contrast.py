@@ -74,6 +74,7 @@ def noise_contrast(
     anchor, positive, negatives = wide(anchor, mask), wide(positive, mask), wide(negatives.detach())
     # log h(x) = log σ(x/T − log(K/population)), log(1 − h(x)) = log σ of minus that: no overflow at any temperature
     offset = torch.log(anchor.new_tensor(max(len(negatives), 1) / population))
-    matching = functional.logsigmoid((anchor * positive).sum(1) / temperature - offset)
-    strange = functional.logsigmoid(offset - anchor @ negatives.T / temperature).sum(1)
+    anchor = anchor / temperature
+    matching = functional.logsigmoid((anchor * positive).sum(1) - offset)
+    strange = functional.logsigmoid(offset - anchor @ negatives.T).sum(1)
     return masked_mean(-matching - strange, mask, count)

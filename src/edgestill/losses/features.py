@@ -1,9 +1,10 @@
 """Losses over intermediate features. Shapes: B batch, C channels, T positions (pixels H×W, or tokens), D width."""
 
 from torch import Tensor
+from torch.nn import functional
 
 from edgestill.errors import UserError
-from edgestill.losses.reduce import masked_mean, wide
+from edgestill.losses.reduce import masked_mean, unit, wide
 
 
 def hint(
@@ -31,3 +32,70 @@ def hint(
         )
     squared = (wide(student, mask) - wide(teacher.detach(), mask)).square()
     return masked_mean(squared.flatten(1).mean(1), mask, count)
+
+
+def nst(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, count: Tensor | float | None = None) -> Tensor:
+    """`mean_B (mean k(t, t') + mean k(s, s') − 2·mean k(s, t))`, `k(x, y) = (xᵀy)²`: neuron selectivity transfer.
+
+    The squared maximum mean discrepancy between the channels of both sides, each a unit vector over its positions; the
+    means run over pairs of channels. Zero at equality, and for the same channels in another order. Widths may differ;
+    the larger map is averaged down to the smaller.
+
+    Args:
+        student [B, C, H, W], teacher [B, C', H', W']: feature maps; the teacher gets no gradient.
+        mask: valid samples [B].
+        count: what to divide by instead of the number of valid samples.
+
+    Source: Huang and Wang 2017, arXiv 1707.01219, with the polynomial kernel (d = 2, c = 0). RepDistiller's
+    distiller_zoo/NST.py has this scale.
+
+    >>> first = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2)
+    >>> float(nst(first, first.flip(3))), float(nst(5 * first, first))
+    (2.0, 0.0)
+    """
+    if student.dim() != 4 or teacher.dim() != 4:
+        raise UserError(f"nst needs feature maps [B, C, H, W]; {[*student.shape]} and {[*teacher.shape]} came")
+    student, teacher = wide(student, mask), wide(teacher.detach(), mask)
+    if student.shape[2:] != teacher.shape[2:]:
+        H, W = (min(sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
+        student, teacher = (functional.adaptive_avg_pool2d(features, (H, W)) for features in (student, teacher))
+    student, teacher = unit(student.flatten(2)), unit(teacher.flatten(2))
+    pairs = ((student, student), (teacher, teacher), (student, teacher))
+    of_student, of_teacher, between = ((first @ second.mT).square().flatten(1).mean(1) for first, second in pairs)
+    return masked_mean(of_student + of_teacher - 2 * between, mask, count)
+
+
+def cwd(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    count: Tensor | float | None = None,
+) -> Tensor:
+    """`T²·mean_{B,C} KL(softmax(teacher/T) ‖ softmax(student/T))`, softmax over positions: channel-wise distillation.
+
+    Where each channel looks. Zero at equality, and for channels that differ by a constant.
+
+    Args:
+        student, teacher: feature maps of one shape [B, C, H, W]; the teacher gets no gradient.
+        temperature: T > 0.
+        mask: valid samples [B].
+        count: what to divide by instead of the number of valid samples.
+
+    Source: Shu et al. 2021, arXiv 2011.13256, section 3.2. The authors' code (irfanICMLL/TorchDistiller,
+    SemSeg-distill/utils/criterion.py) has this scale.
+
+    >>> first = torch.tensor([100.0, 0.0]).reshape(1, 1, 1, 2)
+    >>> round(float(cwd(torch.zeros_like(first), first)), 4)  # log 2
+    0.6931
+    """
+    if student.shape != teacher.shape or student.dim() != 4:
+        raise UserError(
+            f"cwd needs student and teacher maps of one shape [B, C, H, W]; {[*student.shape]} and "
+            f"{[*teacher.shape]} came: align them with `map: width` or `map: depth`"
+        )
+    student_log = functional.log_softmax(wide(student, mask).flatten(2) / temperature, dim=2)
+    teacher_log = functional.log_softmax(wide(teacher.detach(), mask).flatten(2) / temperature, dim=2)
+    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(2).mean(1)
+    return temperature**2 * masked_mean(divergence, mask, count)

@@ -47,3 +47,23 @@ def pooled(features: Tensor) -> Tensor:
     if features.dim() == 3:
         return features.mean(1)
     return features.flatten(2).mean(2) if features.dim() > 3 else features
+
+
+def over(values: Tensor, size: Tensor) -> Tensor:
+    """`values / size`, zero where the size is: with no division by zero in the gradient either.
+
+    >>> over(torch.tensor([3.0, 3.0]), torch.tensor([2.0, 0.0]))
+    tensor([1.5000, 0.0000])
+    """
+    return torch.where(size > 0, values, 0) / torch.where(size > 0, size, 1)
+
+
+def length(vectors: Tensor) -> Tensor:
+    """Euclidean norm over the last dimension, with a gradient of zero at zero."""
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
+    return norm
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """`vectors` over their length, along the last dimension; zero stays zero, with a moderate gradient."""
+    return over(vectors, length(vectors)[..., None])

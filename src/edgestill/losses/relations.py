@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgestill.errors import UserError
-from edgestill.losses.reduce import pooled, wide
+from edgestill.losses.reduce import length, over, pooled, unit, wide
 
 BLOCK = 8
 """Samples at which `rkd` computes the angles at a time: as many as the cache holds."""
@@ -38,7 +38,7 @@ def sp(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, count: T
     """
     student, teacher = _valid("sp", student, teacher, mask)
     student, teacher = student.flatten(1), teacher.flatten(1)
-    difference = _unit(student @ student.T) - _unit(teacher @ teacher.T)
+    difference = unit(student @ student.T) - unit(teacher @ teacher.T)
     return _of_batch(difference.square().sum() / max(len(student), 1) ** 2, len(student), count)
 
 
@@ -75,16 +75,16 @@ def rkd(
     """
     student, teacher = _valid("rkd", student, teacher, mask)
     between_s, between_t = _between(pooled(student)), _between(pooled(teacher))  # [B, B, D]
-    distances_s, distances_t = _length(between_s), _length(between_t)  # [B, B]
+    distances_s, distances_t = length(between_s), length(between_t)  # [B, B]
     B = len(student)
     pairs, triples = max(B * (B - 1), 1), max(B * (B - 1) * (B - 2), 1)
     value = distances_s.sum() * 0
     if distance:
-        scaled_s, scaled_t = (_over(lengths, lengths.sum() / pairs) for lengths in (distances_s, distances_t))
+        scaled_s, scaled_t = (over(distances, distances.sum() / pairs) for distances in (distances_s, distances_t))
         value = value + distance / pairs * functional.smooth_l1_loss(scaled_s, scaled_t, reduction="sum")
     if angle:
-        directions_s = between_s * _over(torch.ones_like(distances_s), distances_s)[:, :, None]
-        directions_t = between_t * _over(torch.ones_like(distances_t), distances_t)[:, :, None]
+        directions_s = between_s * over(torch.ones_like(distances_s), distances_s)[:, :, None]
+        directions_t = between_t * over(torch.ones_like(distances_t), distances_t)[:, :, None]
         value = value + angle / triples * _angles(directions_s, directions_t)
     return _of_batch(value, B, count)
 
@@ -145,8 +145,8 @@ def cc(
     if order < 1:
         raise UserError(f"cc needs an order of 1 or more: order 0 compares nothing; {order} came")
     student, teacher = _valid("cc", student, teacher, mask)
-    units = (_unit(pooled(features)) for features in (student, teacher))
-    cosine_s, cosine_t = (unit @ unit.T for unit in units)
+    unit_s, unit_t = unit(pooled(student)), unit(pooled(teacher))
+    cosine_s, cosine_t = unit_s @ unit_s.T, unit_t @ unit_t.T
     difference = torch.zeros_like(cosine_s)
     for p in range(1, order + 1):  # the power 0 is the same constant on both sides
         difference = difference + (2 * gamma) ** p / factorial(p) * (cosine_s**p - cosine_t**p)
@@ -176,7 +176,7 @@ def cka(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, count: 
     grams = []
     for features in (student.flatten(1), teacher.flatten(1)):
         centred = features - features.sum(0) / max(len(features), 1)
-        grams.append(_unit((centred @ centred.T).flatten()[None]))
+        grams.append(unit((centred @ centred.T).flatten()[None]))
     return _of_batch(1 - (grams[0] * grams[1]).sum(), len(student), count)
 
 
@@ -195,21 +195,6 @@ def _valid(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> 
 def _of_batch(value: Tensor, samples: int, count: Tensor | float | None) -> Tensor:
     """A value of `samples` valid samples as their part of `count`. Of no sample: zero, with a gradient of zero."""
     return value * (samples / (max(samples, 1) if count is None else count))
-
-
-def _over(values: Tensor, size: Tensor) -> Tensor:
-    """`values / size`, zero where the size is: with no division by zero in the gradient either."""
-    return torch.where(size > 0, values, 0) / torch.where(size > 0, size, 1)
-
-
-def _length(vectors: Tensor) -> Tensor:
-    """Norm over the last dimension, with a gradient of zero at zero."""
-    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
-    return length
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return _over(rows, _length(rows)[..., None])
 
 
 def _between(points: Tensor) -> Tensor:
@@ -237,7 +222,7 @@ def _angles(student: Tensor, teacher: Tensor) -> Tensor:
 def _log_neighbours(embeddings: Tensor) -> Tensor:
     """[B, D] -> log p(j|i) [B, B−1], itself left out."""
     B = len(embeddings)
-    unit = _unit(embeddings)
-    kernel = ((unit @ unit.T + 1) / 2).clamp(min=SMALLEST_KERNEL)
+    directions = unit(embeddings)
+    kernel = ((directions @ directions.T + 1) / 2).clamp(min=SMALLEST_KERNEL)
     others = kernel[~torch.eye(B, dtype=torch.bool, device=kernel.device)].reshape(B, max(B - 1, 0))
     return others.log() - others.sum(1, keepdim=True).log()

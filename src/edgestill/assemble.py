@@ -25,6 +25,7 @@ from edgestill.mapping import layer_map
 from edgestill.models import ImageInput, Model, example, forward, load_model
 from edgestill.objective import Objective, Term
 from edgestill.paths import exists
+from edgestill.processes import ALONE, Processes
 from edgestill.recipe import Recipe
 from edgestill.recipe import Student as StudentSection
 from edgestill.recipe import Teacher as TeacherSection
@@ -61,6 +62,7 @@ class Job:
     phase_terms: dict[str, tuple[str, ...]]
     examples: tuple[dict[str, Tensor], dict[str, Tensor]]
     device: torch.device
+    processes: Processes = ALONE
 
     def student(self, seed: int) -> Model:
         """The student with the initial weights of a seed, the same in every arm."""
@@ -106,11 +108,13 @@ class Job:
         return Schedule(tuple(phases), steps, ramp=train.lr_ramp, shape=train.lr_shape)
 
     def batches(self, arm: str, seed: int, ranks: NDArray[np.float64] | None) -> Callable[[int, Settings], Batch]:
-        """The batch of a step: a pure function. Phases without the teacher draw from labelled samples alone."""
+        """This process's rows of the batch of a step: a pure function. Phases without the teacher draw from labelled
+        samples alone."""
         train, fit = self.recipe.train, self.recipe.teacher.fit
         images = self.splits.fit if arm == TEACHER else self.splits.train
         size = fit.batch_size if arm == TEACHER and fit is not None else train.batch_size
         views = Views(train.views.crop, train.views.flip, train.views.policy, 0.0 if arm == TEACHER else train.mixup)
+        rows = self.processes.rows(size, train.accumulate)
         everything, labelled = np.arange(len(images.labels)), np.flatnonzero(images.labels >= 0)
         labelled_ranks = None if ranks is None else ranks_within_class(ranks[labelled], images.labels[labelled])
 
@@ -123,7 +127,7 @@ class Job:
                 indices = pool[places]
             else:
                 indices, epochs = draw(step, pool, size, seed)
-            return batch(images, indices, epochs, views, seed, partners=pool)
+            return batch(images, indices[rows], epochs[rows], views, seed, partners=pool)
 
         return batch_at
 
@@ -156,12 +160,13 @@ class Job:
         return quality
 
 
-def assemble(recipe: Recipe, track: Track) -> Job:
+def assemble(recipe: Recipe, track: Track, processes: Processes = ALONE) -> Job:
     """Loads what the recipe names and checks that it fits together, before any work and before anything is written.
 
     Raises UserError in one line for files, taps, shapes, class counts and options that do not fit.
     """
-    device = _device(recipe.train.device)
+    device = _device(processes.device or recipe.train.device)
+    _check_shares(recipe, processes)
     _check_files(recipe)
     tracker = recipe.train.tracker
     if tracker is not None and importlib.util.find_spec(tracker) is None:
@@ -183,8 +188,9 @@ def assemble(recipe: Recipe, track: Track) -> Job:
         _tapped(student, [term.student for term in terms.values()], probes[0]),
         _tapped(teacher, [term.teacher for term in terms.values()], probes[1]),
     )
-    job = Job(recipe, splits, teacher, default, terms, direct, phase_terms, examples, device)
-    _check_losses(job.objective(STUDENT), len(splits.train.classes), examples, recipe.train.accumulate > 1)
+    job = Job(recipe, splits, teacher, default, terms, direct, phase_terms, examples, device, processes)
+    in_pieces = recipe.train.accumulate * processes.count > 1
+    _check_losses(job.objective(STUDENT), len(splits.train.classes), examples, in_pieces)
     job.schedule(STUDENT)
     return job
 
@@ -198,6 +204,18 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"train.device: {name!r} is not to be had here: {first_line(error)}") from error
     return device
+
+
+def _check_shares(recipe: Recipe, processes: Processes) -> None:
+    """Every process needs a sample of each piece of a batch."""
+    needed = recipe.train.accumulate * processes.count
+    fit = recipe.teacher.fit
+    for key, size in (("train", recipe.train.batch_size), ("teacher.fit", fit.batch_size if fit else needed)):
+        if processes.count > 1 and size < needed:
+            raise UserError(
+                f"{key}.batch_size must be at least {needed}, a sample for each of {processes.count} processes "
+                f"in each of train.accumulate {recipe.train.accumulate} pieces; {size} came"
+            )
 
 
 def _check_files(recipe: Recipe) -> None:
@@ -327,7 +345,7 @@ def _check_losses(
 ) -> None:
     """Every loss once, on the taps of zeros: one that does not take them is refused before any work."""
     logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.long)
-    counts = (2, 2) if in_pieces else None  # train.accumulate divides by the count of the whole batch
+    counts = (2, 2) if in_pieces else None  # accumulation and several processes divide by the count of the whole batch
     try:
         parts = objective(logits, labels, Signal(logits, examples[1]), examples[0], alpha=0.5, counts=counts)
         for name, value in parts.values.items():
@@ -350,7 +368,7 @@ def _loss(name: str, known: dict[str, Loss], options: dict[str, Any], where: str
     return partial(loss, **options) if options else loss
 
 
-def cpu_threads(recipe: Recipe) -> int:
-    """Threads of the training: as many as this process may use, unless the recipe says."""
+def cpu_threads(recipe: Recipe, processes: Processes = ALONE) -> int:
+    """Threads of the training: as many as this process may use, shared among those here, unless the recipe says."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return recipe.train.threads or allowed or 1
+    return recipe.train.threads or max(1, (allowed or 1) // processes.here)

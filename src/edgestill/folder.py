@@ -120,12 +120,16 @@ def status(out: Path, result: dict[str, Any]) -> Iterator[None]:
 
 
 def refuse_other(out: Path, recipe: str, environment: dict[str, Any]) -> None:
-    """UserError naming the first difference, where a run is to be resumed with another recipe, data or thread count."""
+    """UserError naming the first difference, where a run is to be resumed with another recipe, data, or number of
+    threads or processes."""
     saved = yaml.safe_load((out / RECIPE).read_text(encoding="utf-8"))
     before = read_json(out / ENVIRONMENT)
     pairs = [("the recipe's", _flat(saved), _flat(yaml.safe_load(recipe)))]
     pairs.append(("the data's fingerprint of the split", before.get("data", {}), environment["data"]))
-    pairs.append(("the number of", {"threads": before.get("threads")}, {"threads": environment["threads"]}))
+    old_counts, new_counts = (
+        {"threads": e.get("threads"), "processes": e.get("processes", 1)} for e in (before, environment)
+    )
+    pairs.append(("the number of", old_counts, new_counts))
     for what, old, new in pairs:
         for key in [*old, *new]:
             if old.get(key) != new.get(key):
@@ -200,8 +204,10 @@ def _tracker(out: Path, name: str | None) -> Iterator[Callable[[str, dict[str, f
         yield lambda *_: None
 
 
-def environment(threads: int, fingerprints: dict[str, str], seeds: list[int], device: str) -> dict[str, Any]:
-    """Versions, hardware, threads, git commit, seeds, data fingerprints."""
+def environment(
+    threads: int, fingerprints: dict[str, str], seeds: list[int], device: str, processes: int = 1
+) -> dict[str, Any]:
+    """Versions, hardware, threads of each process, processes, git commit, seeds, data fingerprints."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -213,6 +219,7 @@ def environment(threads: int, fingerprints: dict[str, str], seeds: list[int], de
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "memory_bytes": _memory(), "device": device},
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "threads": threads,
+        "processes": processes,
         "git_commit": _git_commit(),
         "command": shlex.join(["edgestill", *sys.argv[1:]]),
         "seeds": seeds,

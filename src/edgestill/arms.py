@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from edgestill import checkpoint, folder
-from edgestill.assemble import STUDENT, TEACHER, Job
+from edgestill.assemble import BASELINE, STUDENT, TEACHER, Job
 from edgestill.data.curriculum import ranks_within_class
 from edgestill.data.images import Images
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import accuracy, logits, predictor
 from edgestill.models import Model, to_device
+from edgestill.progress import silent
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.train import Track, Trained, train
 
@@ -52,9 +53,34 @@ def answers(job: Job, model: Model, images: Images, what: str, track: Track) -> 
     return logits(predict, images, model.input, track=track, description=what)
 
 
+def fits_teacher(job: Job) -> bool:
+    """Whether the run makes its teacher itself."""
+    return job.recipe.teacher.weights is None and job.recipe.teacher.fit is not None
+
+
+def arm_names(job: Job) -> list[str]:
+    """The arms in the order in which each seed trains them."""
+    return [BASELINE, STUDENT] if job.recipe.compare.baseline else [STUDENT]
+
+
+def follow(job: Job, out: Path, resume: bool) -> None:
+    """The part of the other processes in what `run` does on process 0: their share of the trainings, one by one."""
+
+    def log(line: dict[str, Any]) -> None:
+        """Process 0 logs."""
+
+    if fits_teacher(job):
+        fit_teacher(job, out, log, silent, resume)
+    ranks = job.processes.first(lambda: difficulty(job, silent))
+    for seed in range(job.recipe.compare.seeds):
+        for arm in arm_names(job):
+            if not job.processes.first(lambda: False):  # finished before
+                _train(job, arm, seed, job.student(seed, arm), ranks, out, log, silent, resume)
+
+
 def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool) -> Trained:
     """Fits the teacher in place on all training labels."""
-    return _train(job, TEACHER, 0, job.teacher, None, None, out, log, track, resume)
+    return _train(job, TEACHER, 0, job.teacher, None, out, log, track, resume)
 
 
 def check_teacher(quality: float, labels: NDArray[np.int64], teacher: Model) -> None:
@@ -91,18 +117,15 @@ def train_arm(
 ) -> tuple[Model, Outcome]:
     """Trains an arm with a seed and reads the test set with its final model, once. A finished arm is read back."""
     place = _place(out, arm, seed)
-    student = job.student(seed)
-    teacher = None
-    if arm == STUDENT:
-        precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
-        teacher = OnlineTeacher(job.teacher, job.device, precision)
+    student = job.student(seed, arm)
     finished = checkpoint.load(place / "final.pt") if resume else None
+    job.processes.first(lambda: finished is not None)
     if finished is not None:
         student.module.load_state_dict(finished["student"])
         rows = finished["test_logits"].numpy()
         trained = Trained(**finished["trained"])
     else:
-        trained = _train(job, arm, seed, student, teacher, ranks, out, log, track, resume)
+        trained = _train(job, arm, seed, student, ranks, out, log, track, resume)
         rows = answers(job, student, job.splits.test, f"{arm} seed {seed}: test set", track)
         state = {
             "student": student.module.state_dict(),
@@ -120,13 +143,16 @@ def _train(
     arm: str,
     seed: int,
     model: Model,
-    teacher: OnlineTeacher | None,
     ranks: NDArray[np.float64] | None,
     out: Path,
     log: Log,
     track: Track,
     resume: bool,
 ) -> Trained:
+    teacher = None
+    if arm == STUDENT:
+        precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
+        teacher = OnlineTeacher(job.teacher, job.device, precision)
     torch.manual_seed(seed)
     objective = job.objective(arm)
     torch.manual_seed(seed)  # again: what the aligners drew must not shift the student's dropout against the baseline's
@@ -144,4 +170,5 @@ def _train(
             items, f"{arm} seed {seed}" if arm != TEACHER else "teacher: fitting", total
         ),
         resume=resume,
+        processes=job.processes,
     )

@@ -24,6 +24,7 @@ from edgestill.losses import SOFT_LOSSES, TERM_LOSSES
 from edgestill.models import ImageInput, Model, example, forward, load_model, select_classes, to_device
 from edgestill.objective import Objective, Term
 from edgestill.paths import exists
+from edgestill.processes import ALONE, Processes
 from edgestill.recipe import Recipe
 from edgestill.recipe import Student as StudentSection
 from edgestill.recipe import Teacher as TeacherSection
@@ -31,9 +32,10 @@ from edgestill.recipe import Term as TermSection
 from edgestill.schedule import Phase, Schedule, Settings
 from edgestill.signals import Signal
 from edgestill.similarity import similarity, tap_features
+from edgestill.students.classifier import Joint, classifier_model
 from edgestill.taps import found, record, stages
 from edgestill.tasks.images import Batch, Views, batch, prepare, statistics
-from edgestill.terms import Mapped, Similarity, bound, expand, named
+from edgestill.terms import Mapped, bound, expand, named
 from edgestill.train import Options, Track
 
 _log = logging.getLogger("edgestill")
@@ -67,11 +69,22 @@ class Job:
     phase_terms: dict[str, tuple[str, ...]]
     examples: tuple[dict[str, Tensor], dict[str, Tensor]]
     device: torch.device
+    joint: Joint | None = None
+    processes: Processes = ALONE
 
-    def student(self, seed: int) -> Model:
-        """The student with the initial weights of a seed, the same in every arm."""
+    def student(self, seed: int, arm: str = STUDENT) -> Model:
+        """The student with the initial weights of a seed, the same in every arm; on its teacher's classifier where the
+        recipe says so, in place of which the baseline has one of its own."""
         torch.manual_seed(seed)
-        return _model(self.recipe.student, len(self.splits.train.classes), self.default_input)
+        model = _model(self.recipe.student, len(self.splits.train.classes), self.default_input)
+        if self.recipe.student.classifier == "teacher":
+            model, _ = classifier_model(model, self.teacher, copy=arm == STUDENT)
+        return model
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether an `auto` layer map waits for a student that has learned."""
+        return any(mapped.map == "auto" and mapped.similarity is None for mapped in self.maps)
 
     def objective(self, arm: str) -> Objective:
         """What an arm learns from; the baseline and a fitted teacher learn from labels alone."""
@@ -112,11 +125,13 @@ class Job:
         return Schedule(tuple(phases), steps, ramp=train.lr_ramp, shape=train.lr_shape)
 
     def batches(self, arm: str, seed: int, ranks: NDArray[np.float64] | None) -> Callable[[int, Settings], Batch]:
-        """The batch of a step: a pure function. Phases without the teacher draw from labelled samples alone."""
+        """This process's rows of the batch of a step: a pure function. Phases without the teacher draw from labelled
+        samples alone."""
         train, fit = self.recipe.train, self.recipe.teacher.fit
         images = self.splits.fit if arm == TEACHER else self.splits.train
         size = fit.batch_size if arm == TEACHER and fit is not None else train.batch_size
         views = Views(train.views.crop, train.views.flip, train.views.policy, 0.0 if arm == TEACHER else train.mixup)
+        rows = self.processes.rows(size, train.accumulate)
         everything, labelled = np.arange(len(images.labels)), np.flatnonzero(images.labels >= 0)
         labelled_ranks = None if ranks is None else ranks_within_class(ranks[labelled], images.labels[labelled])
 
@@ -129,7 +144,7 @@ class Job:
                 indices = pool[places]
             else:
                 indices, epochs = draw(step, pool, size, seed)
-            return batch(images, indices, epochs, views, seed, partners=pool)
+            return batch(images, indices[rows], epochs[rows], views, seed, partners=pool)
 
         return batch_at
 
@@ -162,13 +177,14 @@ class Job:
         return quality
 
 
-def assemble(recipe: Recipe, track: Track, splits: Splits | None = None) -> Job:
+def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, processes: Processes = ALONE) -> Job:
     """Loads what the recipe names and checks that it fits together, before any work and before anything is written.
 
     Takes the data of another job, `splits`, in place of loading it.
     Raises UserError in one line for files, taps, shapes, class counts and options that do not fit.
     """
-    device = _device(recipe.train.device)
+    device = _device(processes.device or recipe.train.device)
+    _check_shares(recipe, processes)
     _check_files(recipe)
     tracker = recipe.train.tracker
     if tracker is not None and importlib.util.find_spec(tracker) is None:
@@ -184,11 +200,17 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None) -> Job:
     student = _model(recipe.student, len(splits.train.classes), default)
     for role, model in ((TEACHER, teacher), (STUDENT, student)):
         _check_classes(role, model, splits.train.classes)
+    joint = None
+    if recipe.student.classifier == "teacher":
+        student, joint = classifier_model(student, teacher)
     probes = (example(student.input, 2), example(teacher.input, 2))
-    terms, maps, phase_terms = _terms(recipe, student, teacher, probes, len(splits.train.labels), None)
+    terms, maps, phase_terms = _terms(
+        recipe, student, teacher, probes, splits, joint, measured=recipe.student.weights is not None
+    )
     examples = _examples(terms, student, teacher, probes)
-    job = Job(recipe, splits, teacher, default, terms, maps, phase_terms, examples, device)
-    _check_losses(job.objective(STUDENT), len(splits.train.classes), examples, recipe.train.accumulate > 1)
+    job = Job(recipe, splits, teacher, default, terms, maps, phase_terms, examples, device, joint, processes)
+    in_pieces = recipe.train.accumulate * processes.count > 1
+    _check_losses(job.objective(STUDENT), len(splits.train.classes), examples, in_pieces)
     job.schedule(STUDENT)
     return job
 
@@ -202,6 +224,22 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"train.device: {name!r} is not to be had here: {first_line(error)}") from error
     return device
+
+
+def _check_shares(recipe: Recipe, processes: Processes) -> None:
+    """Every process needs a sample of each piece of a batch."""
+    needed = recipe.train.accumulate * processes.count
+    fit = recipe.teacher.fit
+    for key, size in (("train", recipe.train.batch_size), ("teacher.fit", fit.batch_size if fit else needed)):
+        if processes.count > 1 and size < needed:
+            raise UserError(
+                f"{key}.batch_size must be at least {needed}, a sample for each of {processes.count} processes "
+                f"in each of train.accumulate {recipe.train.accumulate} pieces; {size} came"
+            )
+    for phase in recipe.phases:
+        for term in recipe.distill.terms if phase.terms is None else phase.terms:
+            if processes.count > 1 and (term.map == "auto" or term.weight == "balanced"):
+                raise UserError("map: auto and weight: balanced are measured by one process; several were started")
 
 
 def _check_files(recipe: Recipe) -> None:
@@ -321,10 +359,12 @@ def _terms(
     student: Model,
     teacher: Model,
     probes: tuple[Tensor, Tensor],
-    samples: int,
-    alike: Similarity | None,
+    splits: Splits,
+    joint: Joint | None,
+    measured: bool,
 ) -> tuple[dict[str, Term], tuple[Mapped, ...], dict[str, tuple[str, ...]]]:
-    """All terms of all phases by name, their layer maps, and each phase's terms."""
+    """All terms of all phases by name, their layer maps, and each phase's terms. `auto` maps are measured if
+    `measured`, and stand as `depth` otherwise."""
     terms: dict[str, Term] = {}
     maps: list[Mapped] = []
     built: list[tuple[TermSection, tuple[str, ...]]] = []
@@ -332,6 +372,15 @@ def _terms(
     def shapes(one: Sequence[str], other: Sequence[str]) -> tuple[list[torch.Size], list[torch.Size]]:
         taps = _tapped(student, one, probes[0]), _tapped(teacher, other, probes[1])
         return [taps[0][path].shape for path in one], [taps[1][path].shape for path in other]
+
+    def default_taps(section: TermSection) -> tuple[list[str], list[str]]:
+        if joint is not None:
+            return [joint.student_tap], [joint.teacher_tap]
+        every = section.map == "auto"
+        return (
+            _default_taps(student, probes[0], section.loss, every=False),
+            _default_taps(teacher, probes[1], section.loss, every),
+        )
 
     def names_of(section: TermSection) -> tuple[str, ...]:
         for known, names in built:
@@ -341,14 +390,14 @@ def _terms(
             section.loss,
             TERM_LOSSES,
             section.options,
-            student=section.student or _default_taps(student, probes[0], section.loss, every=False),
-            teacher=section.teacher or _default_taps(teacher, probes[1], section.loss, every=section.map == "auto"),
+            student=section.student or default_taps(section)[0],
+            teacher=section.teacher or default_taps(section)[1],
             kind=section.map,
             weight=section.weight,
             aligner=section.aligner,
-            similarity=alike,
+            similarity=partial(_alike, student, teacher, splits.train) if measured else None,
             shapes=shapes,
-            samples=samples,
+            samples=len(splits.train.labels),
         )
         begun = len(terms)
         for term in expanded:
@@ -376,12 +425,10 @@ def _default_taps(model: Model, probe: Tensor, loss: str, every: bool) -> list[s
 
 def with_measured_maps(job: Job, student: Model) -> Job:
     """The job with its `auto` layer maps as measured between a student that has learned and the teacher."""
-    probes = (example(student.input, 2), example(job.teacher.input, 2))
-    alike = partial(_alike, student, job.teacher, job.splits.train)
-    samples = len(job.splits.train.labels)
     cpu = torch.device("cpu")
     to_device(student.module, cpu), to_device(job.teacher.module, cpu)
-    terms, maps, phase_terms = _terms(job.recipe, student, job.teacher, probes, samples, alike)
+    probes = (example(student.input, 2), example(job.teacher.input, 2))
+    terms, maps, phase_terms = _terms(job.recipe, student, job.teacher, probes, job.splits, job.joint, measured=True)
     examples = _examples(terms, student, job.teacher, probes)
     return replace(job, terms=terms, maps=maps, phase_terms=phase_terms, examples=examples)
 
@@ -420,7 +467,7 @@ def _check_losses(
 ) -> None:
     """Every loss once, on the taps of zeros: one that does not take them is refused before any work."""
     logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.long)
-    counts = (2, 2) if in_pieces else None  # train.accumulate divides by the count of the whole batch
+    counts = (2, 2) if in_pieces else None  # accumulation and several processes divide by the count of the whole batch
     try:
         parts = objective(logits, labels, Signal(logits, examples[1]), examples[0], alpha=0.5, counts=counts)
         for name, value in parts.values.items():
@@ -432,7 +479,7 @@ def _check_losses(
         raise UserError(f"distill: a loss does not take the models' logits or taps: {first_line(error)}") from error
 
 
-def cpu_threads(recipe: Recipe) -> int:
-    """Threads of the training: as many as this process may use, unless the recipe says."""
+def cpu_threads(recipe: Recipe, processes: Processes = ALONE) -> int:
+    """Threads of the training: as many as this process may use, shared among those here, unless the recipe says."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return recipe.train.threads or allowed or 1
+    return recipe.train.threads or max(1, (allowed or 1) // processes.here)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgestill.errors import UserError
+from edgestill.processes import alone, met_by_all, tells
 
 OK, MISTAKE, MISSED, INTERRUPTED = 0, 2, 3, 130
 
@@ -16,14 +17,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a verb. Exit codes: 0 done, 2 the user's mistake, 3 done but the budget is not met, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
+        if options.verb not in (_run, _train):
+            alone()
         code: int = options.verb(options)
     except UserError as error:
-        print(f"edgestill: {error}", file=sys.stderr)
+        if tells(error):
+            print(f"edgestill: {error}", file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         where = getattr(options, "out", None)
         hint = f"; the same command with --out {where} --resume goes on" if where else ""
-        print(f"edgestill: interrupted{hint}", file=sys.stderr)
+        if tells(error):
+            print(f"edgestill: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as in `edgestill schema | head`
         sys.stderr.close()
@@ -96,7 +101,8 @@ def _train(options: argparse.Namespace) -> int:
 def _do_run(options: argparse.Namespace, deliver: bool) -> int:
     from edgestill.recipe import load_recipe
 
-    recipe = load_recipe(options.recipe, options.overrides)
+    with met_by_all():
+        recipe = load_recipe(options.recipe, options.overrides)
     from edgestill.folder import fresh
     from edgestill.run import run
 
@@ -105,7 +111,7 @@ def _do_run(options: argparse.Namespace, deliver: bool) -> int:
     options.out = options.out or fresh()
 
     result = run(recipe, options.out, resume=options.resume, track=_track(options), deliver_files=deliver)
-    return _show(result, options)
+    return _show(result, options) if result else OK  # process 0 of several shows it
 
 
 def _on_folder(step: str) -> Callable[[argparse.Namespace], int]:

@@ -121,13 +121,16 @@ def status(out: Path, result: dict[str, Any]) -> Iterator[None]:
 
 
 def refuse_other(out: Path, recipe: str, environment: dict[str, Any]) -> None:
-    """UserError naming the first difference, where a run is to be resumed with another recipe, data, thread count or
-    version of what it is trained with."""
+    """UserError naming the first difference, where a run is to be resumed with another recipe, data, number of threads
+    or processes, or version of what it is trained with."""
     saved = yaml.safe_load((out / RECIPE).read_text(encoding="utf-8"))
     before = read_json(out / ENVIRONMENT)
     pairs = [("the recipe's", _flat(saved), _flat(yaml.safe_load(recipe)))]
     pairs.append(("the data's fingerprint of the split", before.get("data", {}), environment["data"]))
-    pairs.append(("the number of", {"threads": before.get("threads")}, {"threads": environment["threads"]}))
+    old_counts, new_counts = (
+        {"threads": e.get("threads"), "processes": e.get("processes", 1)} for e in (before, environment)
+    )
+    pairs.append(("the number of", old_counts, new_counts))
     versions = {name: version for name, version in before.get("versions", {}).items() if _trains_with(name)}
     pairs.append(("the version of", versions, {name: environment["versions"].get(name) for name in versions}))
     for what, old, new in pairs:
@@ -210,8 +213,10 @@ def _tracker(out: Path, name: str | None) -> Iterator[Callable[[str, dict[str, f
         yield lambda *_: None
 
 
-def environment(threads: int, fingerprints: dict[str, str], seeds: list[int], device: str) -> dict[str, Any]:
-    """Versions, hardware, threads, git commit, seeds, data fingerprints."""
+def environment(
+    threads: int, fingerprints: dict[str, str], seeds: list[int], device: str, processes: int = 1
+) -> dict[str, Any]:
+    """Versions, hardware, threads of each process, processes, git commit, seeds, data fingerprints."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -223,6 +228,7 @@ def environment(threads: int, fingerprints: dict[str, str], seeds: list[int], de
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "memory_bytes": _memory(), "device": device},
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "threads": threads,
+        "processes": processes,
         "git_commit": _git_commit(),
         "command": shlex.join(["edgestill", *sys.argv[1:]]),
         "seeds": seeds,

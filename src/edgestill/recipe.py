@@ -199,6 +199,9 @@ class Teacher(Section):
 class Student(Section):
     model: str = Field(description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder.")
     weights: str | None = Field(None, description="Weights that every arm starts from; random ones by default.")
+    classifier: Literal["own", "teacher"] = Field(
+        "own", description="teacher: the student's last maps, projected, in front of the teacher's frozen classifier."
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
     input: Input = Field(default_factory=Input, description="What the model expects of its input.")
     trust_remote_code: Trust = False
@@ -340,10 +343,19 @@ class Recipe(Section):
     def _teacher_of_more(self) -> "Recipe":
         if self.teacher.classes is not None and self.teacher.fit is not None:
             raise ValueError("teacher.classes: is for a teacher that has weights; one that is fitted has the data's")
-        if self.train.accumulate > 1 and any(
-            term.weight == "balanced" for phase in self.phases for term in (phase.terms or self.distill.terms)
-        ):
-            raise ValueError("weight: balanced is measured on whole batches: it needs train.accumulate 1")
+        return self
+
+    @model_validator(mode="after")
+    def _measurable(self) -> "Recipe":
+        for phase in self.phases:
+            for term in self.distill.terms if phase.terms is None else phase.terms:
+                if term.weight == "balanced" and self.train.accumulate > 1:
+                    raise ValueError("weight: balanced is measured on whole batches: it needs train.accumulate 1")
+                if term.map == "auto" and not (self.compare.baseline or self.student.weights):
+                    raise ValueError(
+                        "map: auto is measured on a student that has learned: "
+                        "it needs compare.baseline or student.weights"
+                    )
         return self
 
     @model_validator(mode="after")

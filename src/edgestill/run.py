@@ -13,12 +13,33 @@ import torch
 from numpy.typing import NDArray
 
 from edgestill import card, deliver, folder, progress, report
-from edgestill.arms import Outcome, answers, check_teacher, difficulty, fit_teacher, saved_step, train_arm
-from edgestill.assemble import BASELINE, STUDENT, TEACHER, Job, assemble, cpu_threads
+from edgestill.arms import (
+    Outcome,
+    answers,
+    arm_names,
+    check_teacher,
+    difficulty,
+    fit_teacher,
+    fits_teacher,
+    follow,
+    saved_step,
+    train_arm,
+)
+from edgestill.assemble import (
+    BASELINE,
+    SIMILARITY_SAMPLES,
+    STUDENT,
+    TEACHER,
+    Job,
+    assemble,
+    cpu_threads,
+    with_measured_maps,
+)
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import accuracy
 from edgestill.evaluate.paired import over_samples, over_seeds, retained
 from edgestill.models import STUDENT_FILE, Model, flops, load_weights, save_student
+from edgestill.processes import connect
 from edgestill.recipe import Recipe, dump, load_recipe
 from edgestill.train import Track
 
@@ -44,17 +65,22 @@ def run(
         deliver_files: False stops behind the trainings, as `edgestill train` does.
 
     Returns:
-        What result.json holds. Raises UserError, before anything is written, for a recipe that does not fit together.
+        What result.json holds; where a launcher started several processes, an empty dict in all but the first, which
+        train with it and end with the last training. Raises UserError, before anything is written, for a recipe that
+        does not fit together.
 
     >>> import edgestill as es
     >>> result = es.run(es.load_recipe("digits"), "runs/digits")  # doctest: +SKIP
     >>> result["arms"]["student"]["retained"]  # doctest: +SKIP
     0.97
     """
-    torch.set_num_threads(cpu_threads(recipe))
-    job = assemble(recipe, track)
-    place = folder.create(Path(out) if out is not None else folder.fresh(), resume)
-    result = _begin(job, place, resume)
+    processes = connect(recipe.train.device)
+    torch.set_num_threads(cpu_threads(recipe, processes))
+    job = processes.agree(lambda: assemble(recipe, track if processes.main else progress.silent, processes=processes))
+    place, result = processes.first(lambda: _begin(job, Path(out) if out is not None else folder.fresh(), resume))
+    if not processes.main:
+        follow(job, place, resume)
+        return {}
     with folder.status(place, result):
         folder.cut_metrics(place, partial(saved_step, place))
         with folder.metrics(place, recipe.train.tracker) as log:
@@ -65,12 +91,15 @@ def run(
     return result | {"report": str(report.write(place))}
 
 
-def _begin(job: Job, place: Path, resume: bool) -> Result:
-    """Writes recipe.yaml and environment.json, unless they are there and agree; the beginnings of result.json."""
+def _begin(job: Job, out: Path, resume: bool) -> tuple[Path, Result]:
+    """Makes the folder and writes recipe.yaml and environment.json, unless they are there and agree; the beginnings of
+    result.json."""
+    place = folder.create(out, resume)
     splits = job.splits
     prints = {name: getattr(splits, name).fingerprint for name in ("train", "validation", "test")}
     seeds = list(range(job.recipe.compare.seeds))
-    environment = folder.environment(cpu_threads(job.recipe), prints, seeds, str(job.device))
+    threads = cpu_threads(job.recipe, job.processes)
+    environment = folder.environment(threads, prints, seeds, str(job.device), job.processes.count)
     if resume and (place / folder.ENVIRONMENT).is_file():
         folder.refuse_other(place, dump(job.recipe), environment)
     else:
@@ -78,7 +107,7 @@ def _begin(job: Job, place: Path, resume: bool) -> Result:
         folder.write_json(place / folder.ENVIRONMENT, environment)
     schedule = job.schedule(STUDENT)
     points = np.unique(np.linspace(0, schedule.steps - 1, min(400, schedule.steps)).astype(int)).tolist()
-    return {
+    return place, {
         "version": 1,
         "status": "running",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -110,22 +139,33 @@ def _train_all(
     best on validation as a plain model."""
     started = perf_counter()
     recipe, seconds = job.recipe, result["seconds"]
-    teacher_rows = _teacher(job, place, result, log, track, resume)
-    ranks = difficulty(job, track)
+    if fits_teacher(job):
+        fit_teacher(job, place, log, track, resume)
+        save_student(job.teacher, place / "teacher", job.splits.train.classes)
+    teacher_rows: list[NDArray[np.float32]] = []
+
+    def measure_teacher() -> NDArray[np.float64] | None:
+        teacher_rows.append(_teacher(job, result, track))
+        return difficulty(job, track)
+
+    ranks = job.processes.first(measure_teacher)
     seconds["teacher"] = perf_counter() - started
 
-    names = [BASELINE, STUDENT] if recipe.compare.baseline else [STUDENT]
+    names = arm_names(job)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in names}
     best: tuple[float, Model, Outcome] | None = None
     for seed in range(recipe.compare.seeds):
         for arm in names:
             model, outcome = train_arm(job, arm, seed, ranks, place, log, track, resume)
             outcomes[arm].append(outcome)
+            if job.unmeasured:  # behind the first baseline: a student without training is like the first layers alone
+                job = with_measured_maps(job, model)
             seconds[arm] = seconds.get(arm, 0.0) + outcome.trained.seconds
             if arm == STUDENT and (best is None or outcome.trained.validation > best[0]):
                 best = (outcome.trained.validation, model, outcome)
         result["arms"] = {name: _summary(done) for name, done in outcomes.items() if done}
         folder.write_json(place / folder.RESULT, result)
+    result["layer_maps"] = [{**asdict(mapped), "samples": SIMILARITY_SAMPLES} for mapped in job.maps]
     assert best is not None
     _, student, chosen = best
     _compare(job, result, outcomes)
@@ -141,19 +181,14 @@ def _train_all(
         "flops": flops(student),
     }
     save_student(student, place / "student", job.splits.train.classes)
-    rows = {"teacher": teacher_rows} | {name: done[chosen.seed].test_logits for name, done in outcomes.items()}
+    rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].test_logits for name, done in outcomes.items()}
     _write_predictions(job, place, rows)
     return student
 
 
-def _teacher(
-    job: Job, place: Path, result: Result, log: Callable[[dict[str, Any]], None], track: Track, resume: bool
-) -> NDArray[np.float32]:
-    """Fits the teacher where it has no weights, checks it on validation, reads the test set: its test logits [N, K]."""
+def _teacher(job: Job, result: Result, track: Track) -> NDArray[np.float32]:
+    """Checks the teacher on validation and reads the test set: its test logits [N, K]."""
     teacher, splits = job.teacher, job.splits
-    if job.recipe.teacher.weights is None and job.recipe.teacher.fit is not None:
-        fit_teacher(job, place, log, track, resume)
-        save_student(teacher, place / "teacher", splits.train.classes)
     quality = accuracy(answers(job, teacher, splits.validation, "teacher: validation", track), splits.validation.labels)
     check_teacher(quality, splits.validation.labels, teacher)
     rows = answers(job, teacher, splits.test, "teacher: test set", track)

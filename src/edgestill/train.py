@@ -4,7 +4,7 @@ import copy
 import signal as signal_module
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from edgestill import checkpoint
+from edgestill.batchnorm import WholeBatchNorm
 from edgestill.errors import UserError
 from edgestill.models import Model, forward, to_device
 from edgestill.objective import Objective, Parts
+from edgestill.processes import ALONE, Processes, met_by_all
 from edgestill.schedule import Schedule, Settings
 from edgestill.signals import Signal
 from edgestill.taps import record
@@ -68,17 +70,20 @@ def train(
     log: Log,
     track: Track,
     resume: bool = False,
+    processes: Processes = ALONE,
 ) -> Trained:
     """Trains `student` in place and returns how it went.
 
     Args:
-        batch_at: the batch of a step under its settings; a pure function, so that resuming needs only the step.
+        batch_at: the batch of a step under its settings, or this process's rows of it; a pure function, so that
+            resuming needs only the step.
         teacher: the signal of a batch with the teacher's taps that are named; None where no phase needs one.
         validate: quality of a module on the validation split, higher is better.
         folder: where the checkpoints `last.pt` and `best.pt` go.
         log: takes one dict a logged step.
         track: wraps the steps in a progress bar.
         resume: go on from `last.pt` where there is one.
+        processes: those that train together, each with its rows of the batch; process 0 alone validates and saves.
 
     Raises UserError for a loss that is not finite, with step, part and samples; what was saved before stays.
     Ctrl-C finishes the step and saves before KeyboardInterrupt is raised.
@@ -86,9 +91,11 @@ def train(
     device = torch.device(options.device)
     module = to_device(student.module, device)
     objective.to(device)
+    processes.equal([*module.parameters(), *module.buffers(), *objective.parameters(), *objective.buffers()])
     state = State(module, objective, _optimizer([*module.parameters(), *objective.parameters()], options), options.ema)
-    if resume and (saved := checkpoint.load(folder / "last.pt")):
+    if resume and (saved := processes.first(lambda: checkpoint.load(folder / "last.pt"))):
         state.restore(saved)
+    processes.own_randomness()
     trained, meter, started = state.trained, Meter(), perf_counter()
     module.train()
     objective.train()
@@ -97,7 +104,7 @@ def train(
         samples = batch_at(step, schedule.at(step)).indices[:8].tolist()
         return f"the loss part {part!r} is not finite at step {step}, samples {samples} and others of its batch"
 
-    with _interrupt_asked() as asked:
+    with _interrupt_asked(relayed=processes.count > 1) as asked:
         for step in track(range(state.step, schedule.steps), "", schedule.steps):
             settings = schedule.at(step)
             for group in state.optimizer.param_groups:
@@ -107,7 +114,11 @@ def train(
 
             state.optimizer.zero_grad(set_to_none=True)
             pieces = [batch] if options.accumulate == 1 else batch.pieces(options.accumulate)
-            parts = _backward(student, objective, teacher, pieces, settings, device, options.precision)
+            labelled, samples = processes.total(batch.counts)
+            partial = (labelled, samples) if len(pieces) * processes.count > 1 else None
+            with WholeBatchNorm(processes) if processes.count > 1 else nullcontext():
+                parts = _backward(student, objective, teacher, pieces, settings, device, options.precision, partial)
+            parts, stop = _summed(parts, asked(), state.parameters, processes)
             if before is not None and not state.finite(parts):
                 state.put_back(before)
                 trained.skipped += 1
@@ -115,15 +126,17 @@ def train(
                 if options.clip is not None:
                     nn.utils.clip_grad_norm_(state.parameters, options.clip)
                 state.optimizer.step()
-                meter.add(parts, len(batch.indices), step)
-            state.stepped(settings.phase.name, len(batch.indices))
+                meter.add(parts, samples, step)
+            state.stepped(settings.phase.name, samples)
 
             phase, last = settings.phase, state.step == schedule.steps
-            save = last or asked() or state.step % options.validate_every == 0
+            save = last or stop or state.step % options.validate_every == 0
             if save or state.step % options.log_every == 0 or schedule.at(state.step).phase is not phase:
                 # read before any save: what is saved is finite
-                log({"step": state.step, "phase": phase.name, **meter.read(describe), **_readable(settings)})
-            if last or state.step % options.validate_every == 0:
+                with met_by_all():
+                    reading = meter.read(describe)
+                log({"step": state.step, "phase": phase.name, **reading, **_readable(settings)})
+            if processes.main and (last or state.step % options.validate_every == 0):
                 trained.validation = validate(state.current)
                 log({"step": state.step, "phase": phase.name, "validation": trained.validation})
                 module.train()
@@ -132,11 +145,12 @@ def train(
                     checkpoint.save({"student": state.current.state_dict(), "step": state.step}, folder / "best.pt")
             if save:
                 trained.seconds, started = trained.seconds + perf_counter() - started, perf_counter()
-                checkpoint.save(state.to_dict(), folder / "last.pt")
-                if asked() and not last:
+                if processes.main:
+                    checkpoint.save(state.to_dict(), folder / "last.pt")
+                if stop and not last:
                     raise KeyboardInterrupt
 
-    if options.keep == "best" and (kept := checkpoint.load(folder / "best.pt")):
+    if options.keep == "best" and (kept := processes.first(lambda: checkpoint.load(folder / "best.pt"))):
         module.load_state_dict(kept["student"])
         trained.validation = state.best
     else:
@@ -152,11 +166,11 @@ def _backward(
     settings: Settings,
     device: torch.device,
     precision: torch.dtype,
+    counts: tuple[int, int] | None,
 ) -> Parts:
-    """Adds the gradient of a batch, given in pieces, and returns its parts."""
+    """Adds the gradient of a batch, given in pieces, and returns its parts. `counts`: labelled samples and all samples
+    of the whole batch, where there is more of it than one piece."""
     whole: Parts | None = None
-    counts = [piece.counts for piece in pieces]
-    total = (sum(labelled for labelled, _ in counts), sum(samples for _, samples in counts))
     active = [objective.terms[name] for name in settings.terms]
     teacher_taps = sorted({tap for term in active for tap in term.teacher_taps})
     student_taps = sorted({tap for term in active for tap in term.student_taps})
@@ -174,7 +188,7 @@ def _backward(
             temperature=settings.temperature,
             terms=settings.terms,
             mask=None if piece.mask is None else piece.mask.to(device),
-            counts=total if len(pieces) > 1 else None,
+            counts=counts,
             indices=torch.from_numpy(piece.indices),
         )
         if objective.balancing:
@@ -183,6 +197,17 @@ def _backward(
         whole = parts.detached() if whole is None else whole + parts.detached()
     assert whole is not None
     return whole
+
+
+def _summed(parts: Parts, asked: bool, parameters: list[nn.Parameter], processes: Processes) -> tuple[Parts, bool]:
+    """Makes the gradients those of the whole batch, and returns its parts and whether any process was asked to stop."""
+    if processes.count == 1:
+        return parts, asked
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    told = torch.stack([*parts.values.values(), parts.loss.new_tensor(float(asked))])
+    processes.sum_([*gradients, told])
+    *values, stop = told.unbind()
+    return Parts(dict(zip(parts.values, values, strict=True)), parts.weights), bool(stop > 0)
 
 
 class State:
@@ -283,12 +308,13 @@ class Meter:
 
 
 @contextmanager
-def _interrupt_asked() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed since; a second one interrupts at once. Only the main thread can listen."""
+def _interrupt_asked(relayed: bool) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed since; a second one interrupts at once, unless it may be the first one `relayed` by a
+    launcher. Only the main thread can listen."""
     asked: list[bool] = []
 
     def listen(number: int, frame: FrameType | None) -> None:
-        if asked:
+        if asked and not relayed:
             raise KeyboardInterrupt
         asked.append(True)
 

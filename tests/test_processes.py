@@ -203,10 +203,12 @@ def test_two_processes_log_and_conclude_what_one_does(alone, both):
 
 def test_ctrl_c_stops_all_at_one_step_and_resuming_ends_as_if_nothing_had_been(recipe, both, tmp_path):
     """The launcher passes the signal on to each process in its own moment."""
-    code, _, errors = torchrun(train(recipe, tmp_path / "run"), PRESS_AT=70)
+    code, _, errors = torchrun(train(recipe, tmp_path / "run"), PRESS_AT=190)  # in the student's arm
     assert code != 0
     assert len(re.findall("edgestill: interrupted", errors)) == 1, errors
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
+    saved = torch.load(tmp_path / "run" / "arms" / "student" / "0" / "last.pt", weights_only=True)
+    assert 0 < saved["step"] < sum(phase["steps"] for phase in json.loads((both / "result.json").read_text())["phases"])
     code, _, errors = torchrun(train(recipe, tmp_path / "run", "--resume"))
     assert code == 0, errors
     one, two = state(both, "student"), state(tmp_path / "run", "student")

@@ -238,4 +238,6 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise CommonError(f"another process of this launch has ended: {first_line(error)}") from error
+        raise CommonError(
+            f"another process of this launch has ended: {first_line(error).partition('. ')[0]}"
+        ) from error

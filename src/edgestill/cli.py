@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     taps.add_argument("--classes", metavar="N", type=int, default=10, help="the classes it is built for (10)")
     taps.add_argument("--all", action="store_true", help="every module that puts out a tensor")
     taps.add_argument("--json", action="store_true", help="print the taps as JSON")
+    losses = add("losses", _losses, "the losses, each measured on a standard pair of models")
+    losses.add_argument("--json", action="store_true", help="print the losses as JSON")
     add("recipes", _recipes, "the built-in recipes")
     add("schema", _schema, "the recipe's JSON Schema")
     return parser
@@ -150,6 +152,14 @@ def _taps(options: argparse.Namespace) -> int:
 
     taps = taps_of(options.model, classes=options.classes, sides=sides, weights=options.weights, every=options.all)
     print(json.dumps(taps, indent=1) if options.json else "\n".join(lines(taps)))
+    return OK
+
+
+def _losses(options: argparse.Namespace) -> int:
+    from edgestill.catalogue import lines, measured
+
+    rows = measured()
+    print(json.dumps(rows, indent=1) if options.json else "\n".join(lines(rows)))
     return OK
 
 

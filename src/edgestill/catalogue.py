@@ -29,7 +29,8 @@ def measured() -> list[dict[str, Any]]:
     the weight that makes that as large as the soft part's `0.9·kl` at temperature 4, and its options.
 
     The pair: ResNet-8 and ResNet-20 of the built-in recipes with random weights of seed 0, their batch norms on 32
-    images of noise; the teacher's logits scaled to a standard deviation of 3. A term compares the last stages, `review` all three.
+    images of noise; the teacher's logits scaled to a standard deviation of 3. A term compares the last stages,
+    `review` all three.
     """
     torch.manual_seed(0)
     folder = builtin()["digits"].parent
@@ -93,10 +94,10 @@ def _of_maps(student: Tensor, teacher: Tensor) -> Tensor:
 
     def attention(features: Tensor) -> Tensor:
         tokens = features.flatten(2).transpose(1, 2)  # [B, T, C]
-        return (tokens @ tokens.transpose(1, 2) / tokens.shape[2] ** 0.5).softmax(-1)[:, None]
+        alike: Tensor = tokens @ tokens.transpose(1, 2)
+        return (alike / features.shape[1] ** 0.5).softmax(-1)[:, None]
 
-    value: Tensor = attention_kl(attention(student), attention(teacher))
-    return value
+    return attention_kl(attention(student), attention(teacher))
 
 
 def _options(loss: Loss | type[nn.Module]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 import yaml
 
 from edgestill.cli import _parser
+from edgestill.progress import silent
 from edgestill.reading import builtin
 from edgestill.recipe import Recipe, load_recipe, validate
+from edgestill.run import run
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -118,6 +121,30 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_name_no_path_of_the_machine_they_were_written_on(page: Path) -> None:
     assert not re.search(r"(?<![\w.])/(work|tmp|root|home)/|\.\./shared", page.read_text(encoding="utf-8"))
+
+
+def test_a_loss_of_ones_own_costs_one_short_file_and_trains(tmp_path: Path) -> None:
+    """The page on it, as it stands: its file and its recipe, on the digits."""
+    page = ROOT / "docs" / "add-a-loss.md"
+    (file,), (piece,) = blocks(page, "python"), blocks(page, "yaml")
+    assert len(file.splitlines()) < 30
+    (tmp_path / "my_losses.py").write_text(file, encoding="utf-8")
+    recipe = yaml.safe_load(builtin()["digits"].read_text(encoding="utf-8")) | yaml.safe_load(piece)
+    for role in ("teacher", "student"):
+        recipe[role]["model"] = f"{builtin()['digits'].parent / recipe[role]['model']}"
+    recipe["data"]["source"] = f"{builtin()['digits'].parent / recipe['data']['source']}"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    sets = ["train.epochs=2", "teacher.fit.epochs=2", "compare={seeds: 1, baseline: false}"]
+    loaded = load_recipe(tmp_path / "recipe.yaml", sets)
+    run(loaded, tmp_path / "run", track=silent, deliver_files=False)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    parts = [
+        line["parts"]["channel_correlation/stage3"]
+        for line in logged
+        if line.get("phase") == "distill" and "parts" in line
+    ]
+    assert parts[-1]["value"] < parts[0]["value"]
+    assert len({part["weight"] for part in parts[-2:]}) == 1
 
 
 def test_the_example_loop_is_short_and_its_student_learns() -> None:

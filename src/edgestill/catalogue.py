@@ -5,6 +5,7 @@ B batch, C channels, H height, W width, T positions, K classes.
 
 import inspect
 from functools import partial
+from math import sqrt
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def _of_maps(student: Tensor, teacher: Tensor) -> Tensor:
     def attention(features: Tensor) -> Tensor:
         tokens = features.flatten(2).transpose(1, 2)  # [B, T, C]
         alike: Tensor = tokens @ tokens.transpose(1, 2)
-        return (alike / features.shape[1] ** 0.5).softmax(-1)[:, None]
+        return (alike / sqrt(features.shape[1])).softmax(-1)[:, None]
 
     return attention_kl(attention(student), attention(teacher))
 

@@ -341,7 +341,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _teacher_of_more(self) -> "Recipe":
-        if self.teacher.classes is not None and self.teacher.fit is not None:
+        if self.teacher.classes is not None and self.teacher.fit is not None and self.teacher.weights is None:
             raise ValueError("teacher.classes: is for a teacher that has weights; one that is fitted has the data's")
         return self
 

@@ -38,7 +38,10 @@ def test_what_needs_no_model_imports_nothing_heavy(arguments):
         (["teacher.weights=none.safetensors"], "none.safetensors"),
         (["teacher.fit=null"], "`fit`"),
         ([HINT % ("width", "stage9", "stage1")], "no tap 'stage9' in Sequential; did you mean"),
-        ([HINT % ("direct", "stage1", "stage1")], "map: direct needs equal shapes"),
+        (
+            [HINT % ("direct", "stage1", "stage1")],
+            "without an aligner, as with `map: direct`, the shapes must agree; [8, 8, 8] and [48, 8, 8] came",
+        ),
         ([HINT % ("direct", "[stage1, stage2]", "stage1")], "2 student and 1 teacher taps"),
         (["student.options.num_classes=7"], "class counts differ"),
         (["student.options.depth=7"], "unexpected keyword argument 'depth'"),

@@ -141,7 +141,8 @@ def train(recipe: Path, out: Path, *options: str) -> list[object]:
 def state(out: Path, arm: str) -> dict[str, Tensor]:
     saved = torch.load(out / "arms" / arm / "0" / "last.pt", weights_only=True)
     kept = torch.load(out / "arms" / arm / "0" / "best.pt", weights_only=True)
-    parts = {"student": saved["student"], "aligners": saved["objective"], "average": saved["average"] or {}}
+    aligners = {name: value for name, value in saved["objective"].items() if isinstance(value, torch.Tensor)}
+    parts = {"student": saved["student"], "aligners": aligners, "average": saved["average"] or {}}
     parts["best"] = kept["student"]
     return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
@@ -241,7 +242,7 @@ def test_a_mistake_ends_all_and_is_told_once(recipe, tmp_path, name):
 @pytest.mark.parametrize("key", ["train", "teacher.fit"])
 def test_a_batch_without_a_sample_for_each_process_is_refused(recipe, key):
     with pytest.raises(UserError, match=rf"{key}.batch_size must be at least 4, a sample for each of 2 .*; 3 came"):
-        assemble(load_recipe(recipe, [f"{key}.batch_size=3"]), silent, Processes(rank=1, count=2))
+        assemble(load_recipe(recipe, [f"{key}.batch_size=3"]), silent, processes=Processes(rank=1, count=2))
 
 
 def test_without_accelerate_several_processes_are_refused_in_a_line(recipe, tmp_path):

@@ -78,7 +78,9 @@ def test_an_auto_map_is_measured_on_the_trained_baseline_and_told(tmp_path, teac
     (told,) = result["layer_maps"]
     assert told["map"] == "auto"
     (row,) = told["similarity"]
-    assert [*map(list, told["pairs"])] == [["stage2", told["teacher"][int(np.argmax(row))]]]  # of one tap: the most similar
+    assert [*map(list, told["pairs"])] == [
+        ["stage2", told["teacher"][int(np.argmax(row))]]
+    ]  # of one tap: the most similar
     assert told["samples"] == 512
     assert "auto" in (tmp_path / "run" / "report.html").read_text()
     again = run(load_recipe("digits", [*SMALL, teacher_weights, term, "train.epochs=4"]), tmp_path / "run",

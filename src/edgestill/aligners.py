@@ -99,8 +99,8 @@ def aligner_for(student: torch.Size, teacher: torch.Size, kind: AlignerKind = "a
         return nn.Identity()
     if kind == "none":
         raise UserError(
-            f"without an aligner the shapes must agree; {[*student[1:]]} and {[*teacher[1:]]} came: "
-            "use `map: width` or `map: depth`, with an aligner"
+            f"without an aligner, as with `map: direct`, the shapes must agree; {[*student[1:]]} and {[*teacher[1:]]} "
+            "came: use `map: width` or `map: depth`"
         )
     flat = len(student) == len(teacher) and len(student) in (2, 3) and student[1:-1] == teacher[1:-1]
     if flat and kind in ("auto", "linear"):

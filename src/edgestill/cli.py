@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from edgestill.errors import UserError
-from edgestill.processes import alone, met_by_all, tells
+from edgestill.processes import alone, leave, met_by_all, tells
 
 OK, MISTAKE, MISSED, INTERRUPTED = 0, 2, 3, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb. Exit codes: 0 done, 2 the user's mistake, 3 done but the budget is not met, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    return leave(_done(_parser().parse_args(arguments)))
+
+
+def _done(options: argparse.Namespace) -> int:
+    """Runs the verb that was asked for; its exit code."""
     try:
         if options.verb not in (_run, _train):
             alone()

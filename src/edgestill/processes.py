@@ -4,6 +4,7 @@ A process that was launched alone imports nothing here, and what it asks of `ALO
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -230,6 +231,17 @@ def tells(error: BaseException) -> bool:
     """Whether this process prints the mistake or interruption that it ends with."""
     common = isinstance(error, CommonError | KeyboardInterrupt)
     return not common or all(os.environ.get(name, "0") == "0" for name in _LOCAL_RANK)
+
+
+def leave(code: int) -> int:
+    """The exit code. One of several processes ends here and now: the ordinary end of the interpreter would abort where
+    the other side of a connection has gone already."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 @contextmanager

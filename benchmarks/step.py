@@ -3,7 +3,8 @@
     python benchmarks/step.py [--steps 120] [--threads 2]
 
 Same batches, views, memory layout and threads; the loops take steps by turns, so that a slow moment of the host meets
-all of them. Writes a dated page to benchmarks/results.
+all of them. torchdistill's box stands beside them where it is installed (`pip install --no-deps torchdistill`). Writes
+a dated page to benchmarks/results.
 """
 
 import argparse
@@ -70,6 +71,42 @@ def bare_step(images: Images, teacher: nn.Module | None) -> Callable[[int], None
     return take
 
 
+def torchdistill_step(images: Images, teacher: nn.Module) -> Callable[[int], None] | None:
+    """A step of torchdistill's DistillationBox on the same views, None where it is not installed."""
+    try:
+        from torchdistill.core.distillation import DistillationBox
+        from torchdistill.losses import mid_level  # noqa: F401  # registers KDLoss
+    except (ImportError, RuntimeError):
+        return None
+    whole = {"student_module_path": ".", "student_module_io": "output"}
+    whole |= {"teacher_module_path": ".", "teacher_module_io": "output"}
+    soft = {"key": "KDLoss", "kwargs": {**whole, "temperature": 4.0, "alpha": 0.1}}
+    config = {
+        "num_epochs": 1,
+        "teacher": {"forward_proc": "forward_batch_only", "sequential": [], "requires_grad": False},
+        "student": {"forward_proc": "forward_batch_only", "sequential": []},
+        "optimizer": {
+            "key": "SGD",
+            "kwargs": {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+        },
+        "criterion": {
+            "key": "WeightedSumLoss",
+            "kwargs": {"sub_terms": {"kd": {"criterion": soft, "weight": 1.0}}},
+        },
+    }
+    student = network("resnet8").to(memory_format=torch.channels_last).train()
+    box = DistillationBox(teacher, student, {}, config, CPU, None, False, 1)
+    mean, std = (torch.tensor(values) for values in (EXPECTED.mean, EXPECTED.std))
+
+    def take(step: int) -> None:
+        rows = np.arange(step * BATCH, (step + 1) * BATCH) % len(images)
+        pixels = torch.from_numpy(augment(images.pixels[rows], rows, seed=0, epoch=0, crop=4, flip=True))
+        inputs = ((pixels - 255 * mean) / (255 * std)).permute(0, 3, 1, 2)
+        box.post_forward_process(box.forward_process(inputs, torch.from_numpy(images.labels[rows])))
+
+    return take
+
+
 def alternate(images: Images, teacher: OnlineTeacher | None, others: list[Callable[[int], None]], steps: int):
     """Seconds of edgestill's steps and of the other loops' steps, taken by turns: inside `track`, which edgestill's
     loop asks for its next step. The last step, which saves, is left out."""
@@ -120,7 +157,9 @@ def main() -> None:
 
     alone, bare, views = alternate(images, None, [bare_step(images, None), only_views], options.steps)
     others = [bare_step(images, None), bare_step(images, plain)]
-    distilling, bare_beside, with_teacher = alternate(images, online, others, options.steps)
+    if rival := torchdistill_step(images, plain):
+        others.append(rival)
+    distilling, bare_beside, with_teacher, *rivals = alternate(images, online, others, options.steps)
     spent = {
         "edgestill": alone,
         "bare": bare,
@@ -130,6 +169,8 @@ def main() -> None:
         "bare, beside": bare_beside,
         "edgestill distilling, teacher's forward taken out": distilling - (with_teacher - bare_beside),
     }
+    if rivals:
+        spent["torchdistill's box, distilling"] = rivals[0]
     write(spent, options)
 
 
@@ -138,6 +179,7 @@ RATIOS = (
     ("edgestill distilling, teacher's forward taken out", "bare, beside", "at most 1.053"),
     ("edgestill distilling", "bare + teacher forward", "at most 1.05"),
     ("views", "bare", "below 0.10"),
+    ("torchdistill's box, distilling", "bare + teacher forward", "for comparison"),
 )
 
 
@@ -160,7 +202,7 @@ def write(spent: dict[str, np.ndarray], options: argparse.Namespace) -> None:
         lines.append(f"| {name} | {mid:.2f} | {low:.2f} | {high:.2f} | {BATCH / mid * 1e3:.0f} |")
     lines += ["", "| ratio of times, step by step | median | lower quartile | upper quartile | goal |"]
     lines.append("|---|---|---|---|---|")
-    for a, b, goal in RATIOS:
+    for a, b, goal in (row for row in RATIOS if row[0] in spent):
         low, mid, high = np.percentile(spent[a] / spent[b], [25, 50, 75])
         lines.append(f"| {a} ÷ {b} | {mid:.3f} | {low:.3f} | {high:.3f} | {goal} |")
     page = "\n".join(lines) + "\n"

@@ -304,6 +304,7 @@ def test_a_saved_student_serves_as_teacher(small, tmp_path):
         ["train.precision=bf16", "train.optimizer=adamw", "train.lr=1e-2", "train.views.policy=strong"],
         ["compare.baseline=false", "export=[onnx-int8]", "budget={}"],
         ["phases=[{name: all, share: 1}]", "student.input.size=12", "train.keep=best"],
+        ["distill.terms=[{loss: crd, map: last, weight: 1e-3, options: {width: 16, negatives: 64}}]"],
     ],
     ids=[
         "attention",
@@ -312,6 +313,7 @@ def test_a_saved_student_serves_as_teacher(small, tmp_path):
         "bf16-adamw-strong",
         "no-baseline-int8-only",
         "other-size-best",
+        "contrast-memory",
     ],
 )
 def test_every_way_of_training_runs(tmp_path, overrides):
@@ -360,6 +362,37 @@ def test_the_steps_behind_the_trainings_run_alone(small, tmp_path, capsys):
     capsys.readouterr()
     assert main(["compare", str(small), str(copied)]) == 0
     assert len(capsys.readouterr().out.strip().splitlines()) == 3
+
+
+def test_a_run_that_ended_in_its_export_is_exported_by_the_verb(small, tmp_path, capsys, monkeypatch):
+    """What a kill leaves behind the trainings, at each file that is written there."""
+    copied = tmp_path / "run"
+    shutil.copytree(small, copied)
+    seen: list[dict] = []
+    monkeypatch.setattr(job.deliver, "make_artifacts", lambda *_: seen.append(result_of(copied)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        job.run(load_recipe("digits", SMALL), copied, resume=True, track=progress.silent)
+    monkeypatch.undo()
+    assert seen[0]["status"] == "running"  # as a kill at this moment leaves it
+    (copied / "result.json").write_text(json.dumps(seen[0]))
+    for verb, needed in (("evaluate", "export"), ("bench", "export")):
+        assert main([verb, str(copied), "--quiet"]) == 2
+        assert f"edgestill {needed}" in capsys.readouterr().err
+        assert result_of(copied) == seen[0]
+    unmeasured = seen[0] | {"status": "failed", "error": "OSError: …", "artifacts": result_of(small)["artifacts"]}
+    unmeasured["artifacts"] = [{k: v for k, v in a.items() if k != "latency_ms"} for a in unmeasured["artifacts"]]
+    (copied / "result.json").write_text(json.dumps(unmeasured))
+    assert main(["evaluate", str(copied), "--quiet"]) == 2
+    assert "no measurements yet" in capsys.readouterr().err
+    assert main(["export", str(copied), "--quiet"]) in (0, 3)
+    assert result_of(copied)["status"] == "done"
+    assert "error" not in result_of(copied)
+    assert result_of(copied)["arms"] == result_of(small)["arms"]
+    early = {key: value for key, value in seen[0].items() if key not in ("student", "phases", "layer_maps")}
+    (copied / "result.json").write_text(json.dumps(early))  # killed in a resumed run, over the folder of a whole one
+    for verb in ("export", "evaluate", "bench"):
+        assert main([verb, str(copied), "--quiet"]) == 2
+        assert "no trained student yet" in capsys.readouterr().err
 
 
 def test_a_missed_budget_is_exit_code_3_and_the_verdict_names_the_limit(tmp_path, capsys):

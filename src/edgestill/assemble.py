@@ -469,7 +469,8 @@ def _check_losses(
     logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.long)
     counts = (2, 2) if in_pieces else None  # accumulation and several processes divide by the count of the whole batch
     try:
-        parts = objective(logits, labels, Signal(logits, examples[1]), examples[0], alpha=0.5, counts=counts)
+        signal, indices = Signal(logits, examples[1]), torch.arange(len(labels))
+        parts = objective(logits, labels, signal, examples[0], alpha=0.5, counts=counts, indices=indices)
         for name, value in parts.values.items():
             if value.dim() != 0:
                 raise ValueError(f"{name} gives {[*value.shape]}, not one number")

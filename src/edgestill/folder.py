@@ -101,6 +101,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def status(out: Path, result: dict[str, Any]) -> Iterator[None]:
     """result.json says running inside the block, and done, interrupted or failed after it."""
     result["status"] = "running"
+    result.pop("error", None)  # of an earlier step on this folder
     write_json(out / RESULT, result)
     try:
         yield

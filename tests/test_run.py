@@ -365,7 +365,7 @@ def test_the_steps_behind_the_trainings_run_alone(small, tmp_path, capsys):
 
 
 def test_a_run_that_ended_in_its_export_is_exported_by_the_verb(small, tmp_path, capsys, monkeypatch):
-    """What a kill leaves behind the trainings, at each file that is written there."""
+    """result.json as a kill behind the trainings leaves it, and as one leaves it in a resumed run before its end."""
     copied = tmp_path / "run"
     shutil.copytree(small, copied)
     seen: list[dict] = []

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from edgestill import arms, deliver, progress
 from edgestill import run as job
@@ -18,6 +19,7 @@ from edgestill.assemble import assemble
 from edgestill.cli import main
 from edgestill.errors import UserError
 from edgestill.models import load_model
+from edgestill.reading import builtin
 from edgestill.recipe import load_recipe
 from edgestill.runtimes import onnx_runtime
 from edgestill.tasks.images import prepare
@@ -237,6 +239,28 @@ def test_resuming_with_other_data_is_refused(small, tmp_path):
     (copied / "environment.json").write_text(json.dumps(environment))
     with pytest.raises(UserError, match="fingerprint of the split test"):
         job.run(load_recipe("digits", SMALL), copied, resume=True, track=progress.silent)
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"), [("student.py", "student.model"), ("weights.safetensors", "teacher.weights")]
+)
+def test_resuming_with_other_code_or_weights_is_refused(small, tmp_path, changed, key):
+    """Under the same names: the recipe alone does not tell."""
+    (tmp_path / "student.py").write_text(Path(str(builtin()["digits"])).with_suffix(".py").read_text())
+    shutil.copy(small / "teacher" / "model.safetensors", tmp_path / "weights.safetensors")
+    overrides = [f"student.model={tmp_path}/student.py:student", f"teacher.weights={tmp_path}/weights.safetensors"]
+    recipe = load_recipe("digits", [*SMALL, *overrides])
+    job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)
+    job.run(recipe, tmp_path / "run", resume=True, track=progress.silent, deliver_files=False)
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    if changed == "student.py":
+        (tmp_path / changed).write_text((tmp_path / changed).read_text() + "\n")
+    else:
+        state = load_file(tmp_path / changed)
+        save_file({name: tensor + 1e-3 for name, tensor in state.items()}, tmp_path / changed)
+    with pytest.raises(UserError, match=f"the content of {key} was"):
+        job.run(recipe, tmp_path / "run", resume=True, track=progress.silent, deliver_files=False)
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("package", ["python", "torch", "numpy", "edgestill", "pillow"])

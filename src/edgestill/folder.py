@@ -1,5 +1,6 @@
 """The run folder: what is written where, each file whole or not at all."""
 
+import hashlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 
 from edgestill.errors import UserError
+from edgestill.functions import FUNCTION
 from edgestill.paths import exists
 
 RESULT, METRICS, RECIPE, ENVIRONMENT = "result.json", "metrics.jsonl", "recipe.yaml", "environment.json"
@@ -132,6 +134,8 @@ def refuse_other(out: Path, recipe: str, environment: dict[str, Any]) -> None:
         {"threads": e.get("threads"), "processes": e.get("processes", 1)} for e in (before, environment)
     )
     pairs.append(("the number of", old_counts, new_counts))
+    if "files" in before:  # a run of an earlier edgestill has none
+        pairs.append(("the content of", before["files"], environment["files"]))
     versions = {name: version for name, version in before.get("versions", {}).items() if _trains_with(name)}
     pairs.append(("the version of", versions, {name: environment["versions"].get(name) for name in versions}))
     for what, old, new in pairs:
@@ -147,6 +151,25 @@ def _trains_with(package: str) -> bool:
     """Whether a package's version may change the bits of this training; called when the models are made."""
     always = ("python", "edgestill", "torch", "numpy", "scipy", "pillow", "datasets")
     return package in always or (package in ("timm", "transformers") and package in sys.modules)
+
+
+def contents(recipe: str) -> dict[str, str]:
+    """Fingerprints of the files that a recipe (YAML) names beside its data, by key: weights, code, models."""
+    prints = {}
+    for key, value in _flat(yaml.safe_load(recipe)).items():
+        if key.partition(".")[0] in ("teacher", "student", "distill", "phases") and isinstance(value, str):
+            function = FUNCTION.fullmatch(value)
+            path = Path(function["file"] if function else value.removeprefix("hf:"))
+            if path.is_absolute() and exists(path):
+                digest = hashlib.blake2b(digest_size=16)
+                for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                    if file.is_file():
+                        digest.update(file.name.encode())
+                        with open(file, "rb") as stream:
+                            while block := stream.read(1 << 20):
+                                digest.update(block)
+                prints[key] = digest.hexdigest()
+    return prints
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -215,9 +238,14 @@ def _tracker(out: Path, name: str | None) -> Iterator[Callable[[str, dict[str, f
 
 
 def environment(
-    threads: int, fingerprints: dict[str, str], seeds: list[int], device: str, processes: int = 1
+    threads: int,
+    fingerprints: dict[str, str],
+    seeds: list[int],
+    device: str,
+    processes: int = 1,
+    files: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Versions, hardware, threads of each process, processes, git commit, seeds, data fingerprints."""
+    """Versions, hardware, threads of each process, processes, git commit, seeds, fingerprints of data and `files`."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -234,6 +262,7 @@ def environment(
         "command": shlex.join(["edgestill", *sys.argv[1:]]),
         "seeds": seeds,
         "data": fingerprints,
+        "files": files or {},
     }
 
 

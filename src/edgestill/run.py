@@ -99,7 +99,8 @@ def _begin(job: Job, out: Path, resume: bool) -> tuple[Path, Result]:
     prints = {name: getattr(splits, name).fingerprint for name in ("train", "validation", "test")}
     seeds = list(range(job.recipe.compare.seeds))
     threads = cpu_threads(job.recipe, job.processes)
-    environment = folder.environment(threads, prints, seeds, str(job.device), job.processes.count)
+    files = folder.contents(dump(job.recipe))
+    environment = folder.environment(threads, prints, seeds, str(job.device), job.processes.count, files)
     if resume and (place / folder.ENVIRONMENT).is_file():
         folder.refuse_other(place, dump(job.recipe), environment)
     else:

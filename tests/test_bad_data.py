@@ -407,6 +407,11 @@ def no_label_column(at: Path) -> dict:
     }
 
 
+def no_label_column_in_training(at: Path) -> dict:
+    named = no_label_column(at)
+    return {"train": named["test"], "test": named["train"]}
+
+
 def class_of_the_test_set_alone(at: Path) -> dict:
     return {"train": few(at, "train", ("cat", "dog")), "test": few(at, "test", ("cat", "dgo"))}
 
@@ -432,6 +437,7 @@ def same_validation(at: Path) -> dict:
         (no_images, "the test split needs images"),
         (empty_parquet, "the train split needs images"),
         (no_label_column, "the test split has no labels"),
+        (no_label_column_in_training, "a.parquet needs a column 'label'"),
         (class_of_the_test_set_alone, "has the class 'dgo', which"),
         (unseen_class, "has images of the class 'fox', and the training split has none"),
         (same_split, "train and test are the same 48 images"),
@@ -443,3 +449,21 @@ def test_a_run_on_data_with_a_mistake_is_refused_in_one_line_before_anything_is_
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_link_to_an_image_that_is_gone_is_a_missing_image(tmp_path):
+    for name, image in zip("abcd", noise(4, 8, 8, 3), strict=True):
+        (tmp_path / "set" / "cat").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / "cat" / f"{name}.png").write_bytes(encode(image))
+    (tmp_path / "set" / "cat" / "b.png").unlink()
+    (tmp_path / "set" / "cat" / "b.png").symlink_to(tmp_path / "unmounted" / "b.png")
+    assert "row 1 of" in refused(str(tmp_path / "set"))
+    assert len(load(str(tmp_path / "set"), on_error="skip").skipped) == 1
+
+
+def test_what_is_no_image_is_said_without_an_object_in_memory(tmp_path):
+    encoded, labels = files(3)
+    said = refused(str(write(tmp_path / "a.parquet", [b"garbage", *encoded[1:]], labels)))
+    assert "row 0" in said
+    assert "no image of a known format" in said
+    assert "0x" not in said

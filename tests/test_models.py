@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -316,6 +317,15 @@ def test_a_pickle_with_code_is_refused_and_never_run(tmp_path, ending, form):
     with path.open("rb") as file:
         pickle.load(file) if form == "bare pickle" else torch.load(file, weights_only=False)
     assert mark.exists()  # it would have gone off
+
+
+def test_torchscript_is_refused_without_the_advice_to_run_it(tmp_path):
+    with warnings.catch_warnings():  # of its end
+        warnings.simplefilter("ignore")
+        torch.jit.script(linear()).save(str(tmp_path / "script.pt"))
+    with pytest.raises(UserError, match="is not plain weights; only tensors are loaded, never code") as refused:
+        load_weights(linear(), tmp_path / "script.pt")
+    assert "weights_only" not in str(refused.value)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])

@@ -245,6 +245,12 @@ def test_a_batch_without_a_sample_for_each_process_is_refused(recipe, key):
         assemble(load_recipe(recipe, [f"{key}.batch_size=3"]), silent, processes=Processes(rank=1, count=2))
 
 
+def test_a_memory_of_one_process_is_refused_with_several():
+    recipe = load_recipe("digits", ["distill.terms=[{loss: crd, map: last}]"])
+    with pytest.raises(UserError, match="crd: its memory is that of one process; several were started"):
+        assemble(recipe, silent, processes=Processes(rank=1, count=2))
+
+
 def test_without_accelerate_several_processes_are_refused_in_a_line(recipe, tmp_path):
     words = [str(word) for word in train(recipe, tmp_path / "run")[2:]]
     code = f"import sys; sys.modules['accelerate'] = None; from edgestill.cli import main; sys.exit(main({words!r}))"

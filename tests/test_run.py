@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from edgestill import arms, deliver, progress
 from edgestill import run as job
@@ -18,6 +19,7 @@ from edgestill.assemble import assemble
 from edgestill.cli import main
 from edgestill.errors import UserError
 from edgestill.models import load_model
+from edgestill.reading import builtin
 from edgestill.recipe import load_recipe
 from edgestill.runtimes import onnx_runtime
 from edgestill.tasks.images import prepare
@@ -239,6 +241,28 @@ def test_resuming_with_other_data_is_refused(small, tmp_path):
         job.run(load_recipe("digits", SMALL), copied, resume=True, track=progress.silent)
 
 
+@pytest.mark.parametrize(
+    ("changed", "key"), [("student.py", "student.model"), ("weights.safetensors", "teacher.weights")]
+)
+def test_resuming_with_other_code_or_weights_is_refused(small, tmp_path, changed, key):
+    """Under the same names: the recipe alone does not tell."""
+    (tmp_path / "student.py").write_text(Path(str(builtin()["digits"])).with_suffix(".py").read_text())
+    shutil.copy(small / "teacher" / "model.safetensors", tmp_path / "weights.safetensors")
+    overrides = [f"student.model={tmp_path}/student.py:student", f"teacher.weights={tmp_path}/weights.safetensors"]
+    recipe = load_recipe("digits", [*SMALL, *overrides])
+    job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)
+    job.run(recipe, tmp_path / "run", resume=True, track=progress.silent, deliver_files=False)
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    if changed == "student.py":
+        (tmp_path / changed).write_text((tmp_path / changed).read_text() + "\n")
+    else:
+        state = load_file(tmp_path / changed)
+        save_file({name: tensor + 1e-3 for name, tensor in state.items()}, tmp_path / changed)
+    with pytest.raises(UserError, match=f"the content of {key} was"):
+        job.run(recipe, tmp_path / "run", resume=True, track=progress.silent, deliver_files=False)
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("package", ["python", "torch", "numpy", "edgestill", "pillow"])
 def test_resuming_with_another_version_is_refused(small, tmp_path, package):
     copied = tmp_path / "run"
@@ -304,6 +328,7 @@ def test_a_saved_student_serves_as_teacher(small, tmp_path):
         ["train.precision=bf16", "train.optimizer=adamw", "train.lr=1e-2", "train.views.policy=strong"],
         ["compare.baseline=false", "export=[onnx-int8]", "budget={}"],
         ["phases=[{name: all, share: 1}]", "student.input.size=12", "train.keep=best"],
+        ["distill.terms=[{loss: crd, map: last, weight: 1e-3, options: {width: 16, negatives: 64}}]"],
     ],
     ids=[
         "attention",
@@ -312,6 +337,7 @@ def test_a_saved_student_serves_as_teacher(small, tmp_path):
         "bf16-adamw-strong",
         "no-baseline-int8-only",
         "other-size-best",
+        "contrast-memory",
     ],
 )
 def test_every_way_of_training_runs(tmp_path, overrides):
@@ -362,6 +388,37 @@ def test_the_steps_behind_the_trainings_run_alone(small, tmp_path, capsys):
     assert len(capsys.readouterr().out.strip().splitlines()) == 3
 
 
+def test_a_run_that_ended_in_its_export_is_exported_by_the_verb(small, tmp_path, capsys, monkeypatch):
+    """result.json as a kill behind the trainings leaves it, and as one leaves it in a resumed run before its end."""
+    copied = tmp_path / "run"
+    shutil.copytree(small, copied)
+    seen: list[dict] = []
+    monkeypatch.setattr(job.deliver, "make_artifacts", lambda *_: seen.append(result_of(copied)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        job.run(load_recipe("digits", SMALL), copied, resume=True, track=progress.silent)
+    monkeypatch.undo()
+    assert seen[0]["status"] == "running"  # as a kill at this moment leaves it
+    (copied / "result.json").write_text(json.dumps(seen[0]))
+    for verb, needed in (("evaluate", "export"), ("bench", "export")):
+        assert main([verb, str(copied), "--quiet"]) == 2
+        assert f"edgestill {needed}" in capsys.readouterr().err
+        assert result_of(copied) == seen[0]
+    unmeasured = seen[0] | {"status": "failed", "error": "OSError: …", "artifacts": result_of(small)["artifacts"]}
+    unmeasured["artifacts"] = [{k: v for k, v in a.items() if k != "latency_ms"} for a in unmeasured["artifacts"]]
+    (copied / "result.json").write_text(json.dumps(unmeasured))
+    assert main(["evaluate", str(copied), "--quiet"]) == 2
+    assert "no measurements yet" in capsys.readouterr().err
+    assert main(["export", str(copied), "--quiet"]) in (0, 3)
+    assert result_of(copied)["status"] == "done"
+    assert "error" not in result_of(copied)
+    assert result_of(copied)["arms"] == result_of(small)["arms"]
+    early = {key: value for key, value in seen[0].items() if key not in ("student", "phases", "layer_maps")}
+    (copied / "result.json").write_text(json.dumps(early))  # killed in a resumed run, over the folder of a whole one
+    for verb in ("export", "evaluate", "bench"):
+        assert main([verb, str(copied), "--quiet"]) == 2
+        assert "no trained student yet" in capsys.readouterr().err
+
+
 def test_a_missed_budget_is_exit_code_3_and_the_verdict_names_the_limit(tmp_path, capsys):
     arguments = ["run", "digits", "--quiet", "--out", str(tmp_path / "run"), "--set", "budget.size=1 KB"]
     arguments += [part for override in SMALL for part in ("--set", override)]
@@ -388,3 +445,28 @@ def test_the_recipe_in_the_run_folder_is_resolved(small):
     recipe = yaml.safe_load((small / "recipe.yaml").read_text())
     assert Path(recipe["student"]["model"].rpartition(":")[0]).is_absolute()
     assert recipe["train"]["epochs"] == 2.0
+
+
+def test_a_folder_that_another_process_is_at_work_in_is_left_alone(small, tmp_path, capsys):
+    """A real process holds it: it is refused while that lives, and free again however that ends."""
+    out = shutil.copytree(small, tmp_path / "run")
+    code = (
+        "import json, sys; from pathlib import Path; from edgestill import folder\n"
+        "out = Path(sys.argv[1])\n"
+        "with folder.status(out, json.loads((out / 'result.json').read_text())):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    assert (
+        main(["run", "digits", "--out", str(out), "--resume", "--quiet"] + [w for s in SMALL for w in ("--set", s)])
+        == 2
+    )
+    assert f"another process is at work in {out}" in capsys.readouterr().err
+    assert main(["bench", str(out), "--quiet"]) == 2
+    assert "another process is at work" in capsys.readouterr().err
+    assert result_of(out)["status"] == "running"
+    holder.kill()
+    holder.communicate()
+    job.run(load_recipe("digits", SMALL), out, resume=True, track=progress.silent, deliver_files=False)
+    assert not (out / ".lock").exists()

@@ -240,6 +240,8 @@ def _check_shares(recipe: Recipe, processes: Processes) -> None:
         for term in recipe.distill.terms if phase.terms is None else phase.terms:
             if processes.count > 1 and (term.map == "auto" or term.weight == "balanced"):
                 raise UserError("map: auto and weight: balanced are measured by one process; several were started")
+            if processes.count > 1 and term.loss == "crd":
+                raise UserError("crd: its memory is that of one process; several were started")
 
 
 def _check_files(recipe: Recipe) -> None:
@@ -274,6 +276,11 @@ def _splits(recipe: Recipe, track: Track) -> Splits:
     for name, count in skipped.items():
         first = "; ".join(loaded[name].skipped[:3]) + ("; …" if count > 3 else "")
         _log.warning("edgestill: %d broken images of the %s split are left out: %s", count, name, first)
+    if not (loaded["train"].labels >= 0).any():
+        raise UserError(
+            "data: the training split has no labels; at least some are needed, for the baseline and finetuning: "
+            f"{loaded['train'].source} needs a column 'label', or a folder for each class"
+        )
     if "validation" in loaded:
         fit, validation = loaded["train"], loaded["validation"]
     else:
@@ -288,11 +295,6 @@ def _splits(recipe: Recipe, track: Track) -> Splits:
                 f"data: the {name} split has no labels; it is what quality is measured on: {images.source} needs a "
                 f"column 'label', or a folder for each class"
             )
-    if not (fit.labels >= 0).any():
-        raise UserError(
-            "data: the training split has no labels; at least some are needed, for the baseline and finetuning: "
-            f"{fit.source} needs a column 'label', or a folder for each class"
-        )
     check_apart(loaded)
     train = fit if data.labels_per_class is None else keep_labels(fit, data.labels_per_class, seed=0)
     return Splits(train, fit, validation, loaded["test"], skipped)

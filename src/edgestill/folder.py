@@ -1,5 +1,6 @@
 """The run folder: what is written where, each file whole or not at all."""
 
+import hashlib
 import json
 import os
 import platform
@@ -17,10 +18,12 @@ from typing import Any
 import yaml
 
 from edgestill.errors import UserError
+from edgestill.functions import FUNCTION
 from edgestill.paths import exists
 
 RESULT, METRICS, RECIPE, ENVIRONMENT = "result.json", "metrics.jsonl", "recipe.yaml", "environment.json"
 PARTIAL = ".partial"
+LOCK = ".lock"
 _PACKAGES = (
     "edgestill",
     "torch",
@@ -50,8 +53,6 @@ def create(out: Path, resume: bool) -> Path:
         raise UserError(f"--out needs a new or empty folder; {out} holds other files")
     if result is not None and not resume:
         raise UserError(f"{out} holds a run that is {result.get('status')}; give another --out, or --resume to go on")
-    if resume:
-        _sweep(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -61,14 +62,15 @@ def create(out: Path, resume: bool) -> Path:
 
 def _foreign(out: Path, resume: bool) -> bool:
     """Whether a folder without a result holds anything but what a run that was killed at its very beginning leaves."""
-    begun = {name + ending for name in (RECIPE, ENVIRONMENT, RESULT) for ending in ("", PARTIAL)} if resume else set()
+    begun = {name + ending for name in (RECIPE, ENVIRONMENT, RESULT) for ending in ("", PARTIAL)}
+    begun = begun | {LOCK} if resume else set()
     return any(path.name not in begun for path in out.iterdir())
 
 
 def _sweep(out: Path) -> None:
     """Removes what a killed process left half written."""
     for path in out.rglob("*"):
-        if path.is_file() and (PARTIAL in path.name or path.name.startswith(".")):
+        if path.is_file() and path.name != LOCK and (PARTIAL in path.name or path.name.startswith(".")):
             path.unlink()
 
 
@@ -98,10 +100,42 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 @contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """The folder is this process's inside the block; the system takes the lock back however the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: there nothing guards the folder
+        yield
+        return
+    with open(out / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is at work in {out}: wait for it, or give another --out") from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)
+
+
+@contextmanager
 def status(out: Path, result: dict[str, Any]) -> Iterator[None]:
-    """result.json says running inside the block, and done, interrupted or failed after it."""
-    result["status"] = "running"
-    write_json(out / RESULT, result)
+    """result.json says running inside the block, and done, interrupted or failed after it. UserError, with nothing
+    touched, where another process is at work in the folder; what a killed one left half written goes."""
+    with _held(out):
+        _sweep(out)
+        result["status"] = "running"
+        result.pop("error", None)  # of an earlier step on this folder
+        write_json(out / RESULT, result)
+        with _told(out, result):
+            yield
+
+
+@contextmanager
+def _told(out: Path, result: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
@@ -131,6 +165,8 @@ def refuse_other(out: Path, recipe: str, environment: dict[str, Any]) -> None:
         {"threads": e.get("threads"), "processes": e.get("processes", 1)} for e in (before, environment)
     )
     pairs.append(("the number of", old_counts, new_counts))
+    if "files" in before:  # a run of an earlier edgestill has none
+        pairs.append(("the content of", before["files"], environment["files"]))
     versions = {name: version for name, version in before.get("versions", {}).items() if _trains_with(name)}
     pairs.append(("the version of", versions, {name: environment["versions"].get(name) for name in versions}))
     for what, old, new in pairs:
@@ -146,6 +182,25 @@ def _trains_with(package: str) -> bool:
     """Whether a package's version may change the bits of this training; called when the models are made."""
     always = ("python", "edgestill", "torch", "numpy", "scipy", "pillow", "datasets")
     return package in always or (package in ("timm", "transformers") and package in sys.modules)
+
+
+def contents(recipe: str) -> dict[str, str]:
+    """Fingerprints of the files that a recipe (YAML) names beside its data, by key: weights, code, models."""
+    prints = {}
+    for key, value in _flat(yaml.safe_load(recipe)).items():
+        if key.partition(".")[0] in ("teacher", "student", "distill", "phases") and isinstance(value, str):
+            function = FUNCTION.fullmatch(value)
+            path = Path(function["file"] if function else value.removeprefix("hf:"))
+            if path.is_absolute() and exists(path):
+                digest = hashlib.blake2b(digest_size=16)
+                for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                    if file.is_file():
+                        digest.update(file.name.encode())
+                        with open(file, "rb") as stream:
+                            while block := stream.read(1 << 20):
+                                digest.update(block)
+                prints[key] = digest.hexdigest()
+    return prints
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -214,9 +269,14 @@ def _tracker(out: Path, name: str | None) -> Iterator[Callable[[str, dict[str, f
 
 
 def environment(
-    threads: int, fingerprints: dict[str, str], seeds: list[int], device: str, processes: int = 1
+    threads: int,
+    fingerprints: dict[str, str],
+    seeds: list[int],
+    device: str,
+    processes: int = 1,
+    files: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Versions, hardware, threads of each process, processes, git commit, seeds, data fingerprints."""
+    """Versions, hardware, threads of each process, processes, git commit, seeds, fingerprints of data and `files`."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -233,6 +293,7 @@ def environment(
         "command": shlex.join(["edgestill", *sys.argv[1:]]),
         "seeds": seeds,
         "data": fingerprints,
+        "files": files or {},
     }
 
 

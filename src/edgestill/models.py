@@ -256,9 +256,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
             with warnings.catch_warnings():  # of the pickle's version
                 warnings.simplefilter("ignore")
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable weights file: {first_line(error)}") from error
     except Exception as error:
+        readable = (SafetensorError, RuntimeError, EOFError, OSError, ValueError)
+        if isinstance(error, readable) and "weights_only" not in str(error):  # which torch advises to switch off
+            raise UserError(f"{path} is not a readable weights file: {first_line(error)}") from error
         raise UserError(
             f"{path} is not plain weights; only tensors are loaded, never code: save it as safetensors"
         ) from error

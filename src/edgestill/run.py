@@ -99,7 +99,8 @@ def _begin(job: Job, out: Path, resume: bool) -> tuple[Path, Result]:
     prints = {name: getattr(splits, name).fingerprint for name in ("train", "validation", "test")}
     seeds = list(range(job.recipe.compare.seeds))
     threads = cpu_threads(job.recipe, job.processes)
-    environment = folder.environment(threads, prints, seeds, str(job.device), job.processes.count)
+    files = folder.contents(dump(job.recipe))
+    environment = folder.environment(threads, prints, seeds, str(job.device), job.processes.count, files)
     if resume and (place / folder.ENVIRONMENT).is_file():
         folder.refuse_other(place, dump(job.recipe), environment)
     else:
@@ -183,6 +184,7 @@ def _train_all(
     save_student(student, place / "student", job.splits.train.classes)
     rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].test_logits for name, done in outcomes.items()}
     _write_predictions(job, place, rows)
+    folder.write_json(place / folder.RESULT, result)  # with it, what was trained is whole: see _again
     return student
 
 
@@ -236,11 +238,11 @@ def _write_predictions(job: Job, place: Path, rows: dict[str, NDArray[np.float32
     left the teacher most."""
     test = job.splits.test
     probabilities = {name: torch.from_numpy(logits).softmax(-1).numpy() for name, logits in rows.items()}
-    _save_predictions(place, {"labels": test.labels} | probabilities)
+    _save_arrays(place / "predictions.npz", {"labels": test.labels} | probabilities)
     student, teacher = (torch.from_numpy(rows[name]).log_softmax(-1) for name in (STUDENT, TEACHER))
     left = (teacher.exp() * (teacher - student)).sum(-1)
     worst = left.topk(min(WORST_EXAMPLES, len(left))).indices.numpy()
-    np.savez_compressed(place / "examples.npz", pixels=test.pixels[worst], indices=worst)
+    _save_arrays(place / "examples.npz", {"pixels": test.pixels[worst], "indices": worst})
 
 
 def export_again(place: Path, *, track: Track = progress.track) -> Result:
@@ -257,7 +259,7 @@ def evaluate_again(place: Path, *, track: Track = progress.track) -> Result:
         result["artifacts"] = [measured[artifact["name"]] | artifact for artifact in described]
         result["budget"] = deliver.verdict(job, result["artifacts"])
 
-    return _again(place, track, evaluate)
+    return _again(place, track, evaluate, needs=_measured)
 
 
 def bench_again(place: Path, *, track: Track = progress.track) -> Result:
@@ -266,14 +268,21 @@ def bench_again(place: Path, *, track: Track = progress.track) -> Result:
     def measure(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
         _bench(job, student, _made(place, result), place, result, track)
 
-    return _again(place, track, measure)
+    return _again(place, track, measure, needs=_made)
 
 
-def _again(place: Path, track: Track, step: Callable[[Job, Model, Path, Result, Track], None]) -> Result:
-    """Does a step behind the trainings on a run folder, and writes result.json, the card and the report anew."""
+def _again(
+    place: Path,
+    track: Track,
+    step: Callable[[Job, Model, Path, Result, Track], None],
+    needs: Callable[[Path, Result], object] = lambda *_: None,
+) -> Result:
+    """Does a step behind the trainings on a run folder, and writes result.json, the card and the report anew. What it
+    `needs` is asked for before anything is written."""
     result = folder.read_json(place / folder.RESULT)
-    if not (place / "student" / STUDENT_FILE).is_file():
+    if "student" not in result or not (place / "student" / STUDENT_FILE).is_file():
         raise UserError(f"{place} has no trained student yet; `edgestill run … --out {place} --resume` trains it")
+    needs(place, result)
     recipe = load_recipe(place / folder.RECIPE)
     torch.set_num_threads(cpu_threads(recipe))
     job = assemble(recipe, track)
@@ -297,10 +306,18 @@ def _made(place: Path, result: Result) -> dict[str, Path]:
     return made
 
 
-def _save_predictions(place: Path, columns: dict[str, NDArray[Any]]) -> None:
-    partial = place / "predictions.partial.npz"
-    np.savez_compressed(partial, allow_pickle=False, **columns)
-    partial.replace(place / "predictions.npz")
+def _measured(place: Path, result: Result) -> None:
+    """UserError for a run that ended before its artifacts were measured: the budget's verdict needs that."""
+    _made(place, result)
+    if not all("latency_ms" in artifact for artifact in result["artifacts"]):
+        raise UserError(f"{place} has no measurements yet; `edgestill export {place}` makes them")
+
+
+def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Writes an .npz whole, or leaves the previous one."""
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, allow_pickle=False, **arrays)
+    partial.replace(path)
 
 
 def _deliver(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
@@ -318,7 +335,7 @@ def _describe(job: Job, student: Model, made: dict[str, Path], place: Path, trac
     with np.load(place / "predictions.npz") as saved:
         kept = {name: saved[name] for name in saved.files}
     kept |= {name: torch.from_numpy(logits).softmax(-1).numpy() for name, logits in rows.items()}
-    _save_predictions(place, kept)
+    _save_arrays(place / "predictions.npz", kept)
     return described
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from edgestill.errors import UserError
 
@@ -172,7 +172,8 @@ def _in_blocks(rows: npt.NDArray[np.int64], workers: int, work: Callable[[int], 
 
 
 def _undecodable(encoded: Encoded, row: int, error: BaseException) -> UserError:
-    reason = " ".join(str(error).split())
+    known = isinstance(error, UnidentifiedImageError)  # names an object in memory
+    reason = "it is no image of a known format" if known else " ".join(str(error).split())
     return UserError(
         f"an image cannot be decoded: {encoded.name(row)}: {reason}; repair or remove it, or set data.on_error to skip"
     )

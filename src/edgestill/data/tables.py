@@ -118,8 +118,9 @@ def _image_folder(folder: Path, source: str) -> Any:
     import datasets
 
     def images(place: Path, pattern: str) -> list[str]:
-        found = (path for path in place.glob(pattern) if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
-        return sorted(str(path) for path in found if not any(p[0] == "." for p in path.relative_to(place).parts))
+        found = (path for path in place.glob(pattern) if path.suffix.lower() in IMAGE_ENDINGS)
+        kept = (path for path in found if path.is_file() or not path.exists())  # a link into the void is a lost image
+        return sorted(str(path) for path in kept if not any(p[0] == "." for p in path.relative_to(place).parts))
 
     by_class = {
         path.name: images(path, "**/*") for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."

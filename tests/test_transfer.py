@@ -78,7 +78,9 @@ def test_an_auto_map_is_measured_on_the_trained_baseline_and_told(tmp_path, teac
     (told,) = result["layer_maps"]
     assert told["map"] == "auto"
     (row,) = told["similarity"]
-    assert [*map(list, told["pairs"])] == [["stage2", told["teacher"][int(np.argmax(row))]]]  # of one tap: the most similar
+    assert [*map(list, told["pairs"])] == [
+        ["stage2", told["teacher"][int(np.argmax(row))]]
+    ]  # of one tap: the most similar
     assert told["samples"] == 512
     assert "auto" in (tmp_path / "run" / "report.html").read_text()
     again = run(load_recipe("digits", [*SMALL, teacher_weights, term, "train.epochs=4"]), tmp_path / "run",
@@ -100,6 +102,42 @@ def test_a_student_with_weights_has_its_auto_map_measured_before_any_training(tm
     job = assemble(load_recipe("digits", [*SMALL, teacher_weights, weights, term, "compare.baseline=false"]), silent)
     assert not job.unmeasured
     assert job.maps[0].similarity is not None
+
+
+def test_a_map_waits_for_a_teacher_that_is_fitted_first(tmp_path, teacher_weights):
+    trained(tmp_path / "first", teacher_weights)
+    weights = f"student.weights={tmp_path / 'first' / 'student' / 'model.safetensors'}"
+    sets = [weights, "distill.terms=[{loss: hint, map: auto}]", "compare.baseline=false"]
+    assert assemble(load_recipe("digits", [*SMALL, *sets]), silent).unmeasured
+    fitted = trained(tmp_path / "fitted", *sets)
+    given = trained(tmp_path / "given", teacher_weights, *sets)
+    assert fitted["layer_maps"][0]["similarity"] == given["layer_maps"][0]["similarity"]
+
+
+def test_the_classifier_that_is_frozen_does_not_stand_in_the_way_of_a_balanced_term(tmp_path, teacher_weights):
+    sets = ["student.classifier=teacher", "distill.terms=[{loss: hint, map: direct, weight: balanced}]"]
+    trained(tmp_path / "run", teacher_weights, *sets, "compare.baseline=false")
+    assert logged_parts(tmp_path / "run")[-1]["hint/stage3.1"]["weight"] > 0
+
+
+def test_options_of_terms_are_those_of_the_loss_and_its_module(teacher_weights):
+    def job(term):
+        return assemble(load_recipe("digits", [*SMALL, teacher_weights, f"distill.terms=[{term}]"]), silent)
+
+    crd = next(iter(job("{loss: crd, options: {temperature: 0.1, negatives: 8}}").terms.values()))
+    assert crd.loss.keywords == {"temperature": 0.1}
+    assert crd.module.keywords == {"negatives": 8}
+    cwd = next(iter(job("{loss: cwd, options: {temperature: 4}}").terms.values()))
+    assert cwd.loss.keywords == {"temperature": 4}
+    for term, said in {
+        "{loss: crd, options: {student_negatives: 1}}": "no option 'student_negatives'; it has .*negatives",
+        "{loss: crd, options: {negatives: 0}}": "negatives must be 1 or more",
+        "{loss: review, options: {width: 0}}": "width must be 1 or more",
+        "{loss: review, aligner: linear}": "aligns its taps itself; `aligner: linear` came",
+        "{loss: attention_kl}": "attention_kl needs a model with attention; none was found",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            job(term)
 
 
 def test_first_last_and_every_nth_reach_the_terms(teacher_weights):

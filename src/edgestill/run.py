@@ -149,6 +149,8 @@ def _train_all(
         return difficulty(job, track)
 
     ranks = job.processes.first(measure_teacher)
+    if job.unmeasured and recipe.student.weights is not None:  # the teacher had to be fitted first
+        job = with_measured_maps(job, job.student(0))
     seconds["teacher"] = perf_counter() - started
 
     names = arm_names(job)

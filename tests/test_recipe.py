@@ -158,6 +158,11 @@ REFUSED = {
 }
 
 
+def test_a_part_of_the_teachers_classes_and_its_whole_classifier_do_not_go_together(recipe):
+    with pytest.raises(UserError, match=r"^recipe: teacher\.classes: .* takes the teacher's classifier whole$"):
+        recipe("teacher.classes=[1, 2]", "student.classifier=teacher")
+
+
 @pytest.mark.parametrize("override", REFUSED)
 def test_a_mistake_is_refused_in_one_line_that_names_the_key(recipe, override):
     with pytest.raises(UserError, match=f"^recipe: {REFUSED[override]}") as refused:

@@ -186,7 +186,9 @@ def test_a_teacher_of_more_classes_is_read_at_those_that_the_data_has(tmp_path, 
         with pytest.raises(UserError, match=r"teacher\.classes: needs one of the teacher's outputs 0…9 for each"):
             assemble(load_recipe("digits", [*SMALL, *data, ten, f"teacher.classes={classes}"]), silent)
     sets = [*data, ten, "teacher.classes=[7, 1, 4]", "train.epochs=8"]
-    result = run(load_recipe("digits", [*SMALL, *sets]), tmp_path / "run", track=silent)
+    term = "distill.terms=[{loss: hint, map: auto, weight: 0.001}, {loss: sp, weight: 0}]"
+    result = run(load_recipe("digits", [*SMALL, *sets, term]), tmp_path / "run", track=silent)
+    assert [told["samples"] for told in result["layer_maps"]] == [result["data"]["train"], None]  # fewer than 512
     assert result["teacher"]["quality"] > 0.9
     assert result["arms"]["student"]["mean"] > 0.8
     assert result["status"] == "done"

@@ -343,6 +343,8 @@ class Recipe(Section):
     def _teacher_of_more(self) -> "Recipe":
         if self.teacher.classes is not None and self.teacher.fit is not None and self.teacher.weights is None:
             raise ValueError("teacher.classes: is for a teacher that has weights; one that is fitted has the data's")
+        if self.teacher.classes is not None and self.student.classifier == "teacher":
+            raise ValueError("teacher.classes: student.classifier: teacher takes the teacher's classifier whole")
         classes = self.teacher.classes or []
         if repeated := [number for number in classes if classes.count(number) > 1]:
             raise ValueError(f"teacher.classes: each output stands for one class; {repeated[0]} stands there twice")

@@ -167,7 +167,10 @@ def _train_all(
                 best = (outcome.trained.validation, model, outcome)
         result["arms"] = {name: _summary(done) for name, done in outcomes.items() if done}
         folder.write_json(place / folder.RESULT, result)
-    result["layer_maps"] = [{**asdict(mapped), "samples": SIMILARITY_SAMPLES} for mapped in job.maps]
+    compared = min(SIMILARITY_SAMPLES, len(job.splits.train.labels))
+    result["layer_maps"] = [
+        asdict(mapped) | {"samples": compared if mapped.similarity is not None else None} for mapped in job.maps
+    ]
     assert best is not None
     _, student, chosen = best
     _compare(job, result, outcomes)

@@ -151,6 +151,7 @@ REFUSED = {
     "distill={loss: none, alpha: 1}": "phases.warmup: nothing is learned with loss: none, alpha 1 and no term",
     "distill={loss: none, alpha: 1, terms: [{loss: hint, weight: balanced}]}": "weight: .* none in phases.warmup",
     "distill={loss: none, options: {skew: 0.2}}": "distill.options: loss: none takes none; skew came",
+    "distill.terms=[{loss: hint, student: []}]": "distill.terms.0.student: .*at least 1 item",
     "teacher.classes=[1, 2, 1]": "teacher.classes: each output stands for one class; 1 stands there twice",
     # two ways at once
     "data={source: a, train: b}": "data: takes `source` or `train` and `test`, not both",

@@ -134,6 +134,9 @@ def test_options_of_terms_are_those_of_the_loss_and_its_module(teacher_weights):
         "{loss: crd, options: {negatives: 0}}": "negatives must be 1 or more",
         "{loss: review, options: {width: 0}}": "width must be 1 or more",
         "{loss: review, aligner: linear}": "aligns its taps itself; `aligner: linear` came",
+        "{loss: cwd, options: {temperature: 0}}": "cwd needs a temperature above 0; 0 came",
+        "{loss: crd, options: {temperature: -1}}": "crd needs a temperature above 0; -1 came",
+        "{loss: attention_kl, student: stage1, teacher: stage1}": "compares attentions, .*; tap 'stage1' came",
         "{loss: attention_kl}": "attention_kl needs a model with attention; none was found",
     }.items():
         with pytest.raises(UserError, match=said):

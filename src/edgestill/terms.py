@@ -64,6 +64,10 @@ def expand(
     aligner = "none" if kind == "direct" else aligner
     table = None if matrix is None else matrix.round(4).tolist()
     mapped = Mapped(name, kind, tuple(student), tuple(teacher), pairs, table)
+    others = [tap for tap in (*student, *teacher) if not tap.endswith("@attention")]
+    if name == "attention_kl" and (others or aligner not in ("auto", "none")):
+        came = f"tap {others[0]!r}" if others else f"`aligner: {aligner}`"
+        raise UserError(f"term attention_kl: it compares attentions, PATH@attention, as they are; {came} came")
     made = MODULES.get(name)
     if made is not None and aligner != "auto":
         raise UserError(f"term {name}: it aligns its taps itself; `aligner: {aligner}` came: leave it out")

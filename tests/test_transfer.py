@@ -203,3 +203,48 @@ def test_weights_of_a_model_with_two_outputs_a_class_are_of_no_use(tmp_path, tea
     save_file(state, tmp_path / "seven.safetensors")
     with pytest.raises(UserError, match=r"linear.weight"):
         assemble(load_recipe("digits", [*SMALL, f"teacher.weights={tmp_path / 'seven.safetensors'}"]), silent)
+
+
+VIT = """
+from torch import nn
+
+class Vit(nn.Module):
+    def __init__(self, width, depth, num_classes):
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 2, stride=2)
+        layer = lambda: nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.ModuleList(layer() for _ in range(depth))
+        self.head = nn.Linear(width * 16, num_classes)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.head(tokens.flatten(1))
+
+def teacher(num_classes=10):
+    return Vit(32, 4, num_classes)
+
+def student(num_classes=10):
+    return Vit(16, 2, num_classes)
+"""
+
+
+def test_attention_goes_from_transformer_to_transformer_and_blocks_from_one_to_a_convolutional_student(tmp_path):
+    (tmp_path / "vit.py").write_text(VIT)
+    fitted = "teacher.fit={epochs: 6, batch_size: 64, lr: 0.003, optimizer: adamw}"
+    sets = [f"teacher.model={tmp_path / 'vit.py'}:teacher", "compare.baseline=false", "train.lr=0.02"]
+    attention = "distill.terms=[{loss: attention_kl, weight: balanced}]"
+    trained(tmp_path / "run", *sets, fitted, f"student.model={tmp_path / 'vit.py'}:student", attention)
+    taps = [f"attention_kl/layers.{place}.self_attn@attention" for place in (0, 1)]
+    last = logged_parts(tmp_path / "run")[-1]
+    assert [*last] == ["hard", "soft", *taps]
+    assert all(last[tap]["weight"] > 0 and last[tap]["value"] > 0 for tap in taps)
+    given = f"teacher.weights={tmp_path / 'run' / 'teacher' / 'model.safetensors'}"
+    result = trained(tmp_path / "other", *sets, given, "distill.terms=[{loss: hint, weight: balanced}]")
+    assert result["layer_maps"][0]["pairs"] == [
+        ("stage1", "layers.0"),
+        ("stage2", "layers.2"),
+        ("stage3", "layers.3"),
+    ]
+    assert all(part["weight"] > 0 for part in logged_parts(tmp_path / "other")[-1].values())

@@ -19,6 +19,7 @@ FACTORS = {
     "rkd, distances": lambda B: B / (B - 1),
     "rkd, angles": lambda B: B**2 / ((B - 1) * (B - 2)),
     "pkt": lambda B: B * (0.75 * B) / (0.75 * B - 1),
+    "attention_transfer": lambda B: 4 * 4,
 }
 
 
@@ -38,7 +39,20 @@ def inputs(given: dict) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["sp", "rkd, distances", "rkd, angles", "pkt", "cc", "cc, order 4", "cka", "pyramid", "nst", "cwd"]
+    "name",
+    [
+        "sp",
+        "rkd, distances",
+        "rkd, angles",
+        "pkt",
+        "cc",
+        "cc, order 4",
+        "cka",
+        "pyramid",
+        "nst",
+        "cwd",
+        "attention_transfer",
+    ],
 )
 def test_values_and_gradients_are_those_of_other_code(name):
     recorded = RECORDED[name]

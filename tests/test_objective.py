@@ -1,5 +1,6 @@
 """The objective: (1 − alpha)·CE + alpha·D + Σ weight·term, as named parts."""
 
+import math
 from functools import partial
 
 import pytest
@@ -8,8 +9,8 @@ from torch import nn
 
 from edgestill.aligners import MapAligner
 from edgestill.errors import UserError
-from edgestill.losses import attention_transfer, cross_entropy, hint, kl
-from edgestill.objective import BALANCE_STEPS, Objective, Term
+from edgestill.losses import attention_transfer, cross_entropy, cwd, hint, kl, nst, pyramid, rkd
+from edgestill.objective import BALANCE_STEPS, Balance, Objective, Term
 from edgestill.signals import Signal
 
 B, C = 5, 3
@@ -141,6 +142,31 @@ def test_a_loss_that_pools_the_channels_away_gets_no_aligner(loss):
     torch.testing.assert_close(parts.values["term"], loss(TAPS["s2"], TEACHER_TAPS["t2"]))
 
 
+@pytest.mark.parametrize("loss", [attention_transfer, nst, rkd, pyramid, cwd, hint])
+def test_maps_with_the_channels_last_are_compared_as_maps(loss):
+    """As Swin puts them out: [B, H, W, C]."""
+    student, maps = TAPS["s2"], TEACHER_TAPS["t2"]
+    values = []
+    for teacher in (maps, maps.permute(0, 2, 3, 1)):
+        torch.manual_seed(0)
+        objective = Objective(terms={"term": Term(loss, "s", "t")}, examples=({"s": student}, {"t": teacher}))
+        values.append(objective(LOGITS, LABELS, Signal(TEACHER, {"t": teacher}), {"s": student}).values["term"])
+    torch.testing.assert_close(*values)
+
+
+def test_queries_are_no_maps_even_where_heads_and_tokens_are_as_many():
+    queries = torch.randn(2, 4, 4, 8, generator=GENERATOR)
+    seen = []
+
+    def keep(student, teacher):
+        seen.append(student)
+        return (student - teacher).sum()
+
+    objective = Objective(terms={"term": Term(keep, "s@queries", "t@queries", aligner="none")})
+    objective(LOGITS[:2], LABELS[:2], Signal(TEACHER[:2], {"t@queries": queries}), {"s@queries": queries})
+    assert torch.equal(seen[0], queries)
+
+
 def test_options_bound_to_a_loss_hold():
     def scaled(student, teacher, *, temperature=1.0, scale=1.0):
         return scale * kl(student, teacher, temperature=temperature)
@@ -254,6 +280,37 @@ def test_a_balanced_term_pulls_as_hard_as_the_soft_part_and_then_holds():
     resumed.load_state_dict(objective.state_dict())
     assert not resumed.balancing
     assert resumed(features, labels, signal, {"s": features}).weights["one"] == first.weights["one"]
+
+
+def test_one_step_that_explodes_does_not_decide_a_balance():
+    balance = Balance()
+    for target in [2.0] * 9 + [2e6, math.inf, math.nan] + [2.0] * 8:
+        balance.add(target, 1.0)
+    assert balance.held
+    assert 2.0 <= balance.weight < 5.0
+    silent = Balance()
+    for _ in range(BALANCE_STEPS):
+        silent.add(1.0, 0.0)  # a term without a gradient
+    assert (silent.held, silent.weight) == (True, 0.0)
+
+
+def test_a_frozen_weight_counts_for_nothing_in_the_balance():
+    """As the teacher's classifier in its student."""
+    layer, frozen = nn.Linear(4, 4, bias=False), nn.Linear(4, 4).requires_grad_(False)
+    features, teacher = torch.randn(2, 8, 4, generator=GENERATOR)
+    objective = Objective(alpha=0.5, terms={"one": Term(hint, "s", "t", "balanced")})
+    outputs = layer(features)
+    parts = objective(
+        frozen(outputs), torch.zeros(8, dtype=torch.long), Signal(teacher, {"t": teacher}), {"s": outputs}
+    )
+    assert objective.balance(parts, [*layer.parameters(), *frozen.parameters()]).weights["one"] > 0
+
+
+def test_a_balanced_term_beside_nothing_over_logits_is_refused():
+    objective = Objective(alpha=1.0, loss=None, terms={"one": Term(hint, "s", "t", "balanced")})
+    parts = objective(LOGITS, LABELS, Signal(TEACHER, {"t": TEACHER}), {"s": LOGITS.clone().requires_grad_()})
+    with pytest.raises(UserError, match="'one' needs a part over logits"):
+        objective.balance(parts, [])
 
 
 def test_the_taps_are_named_once_each():

@@ -147,10 +147,21 @@ REFUSED = {
     "teacher.trust_remote_code=true": "teacher: trust_remote_code is for hf: models alone; .*large came: leave it out",
     "student.trust_remote_code=1": "student.trust_remote_code: .*boolean; 1 came",
     "data.on_error=ignore": "data.on_error: .*'stop' or 'skip'; 'ignore' came",
+    # nothing to learn, or to measure against
+    "distill={loss: none, alpha: 1}": "phases.warmup: nothing is learned with loss: none, alpha 1 and no term",
+    "distill={loss: none, alpha: 1, terms: [{loss: hint, weight: balanced}]}": "weight: .* none in phases.warmup",
+    "distill={loss: none, options: {skew: 0.2}}": "distill.options: loss: none takes none; skew came",
+    "distill.terms=[{loss: hint, student: []}]": "distill.terms.0.student: .*at least 1 item",
+    "teacher.classes=[1, 2, 1]": "teacher.classes: each output stands for one class; 1 stands there twice",
     # two ways at once
     "data={source: a, train: b}": "data: takes `source` or `train` and `test`, not both",
     "data={train: b}": "data: needs `source` .*, or both `train` and `test`",
 }
+
+
+def test_a_part_of_the_teachers_classes_and_its_whole_classifier_do_not_go_together(recipe):
+    with pytest.raises(UserError, match=r"^recipe: teacher\.classes: .* takes the teacher's classifier whole$"):
+        recipe("teacher.classes=[1, 2]", "student.classifier=teacher")
 
 
 @pytest.mark.parametrize("override", REFUSED)

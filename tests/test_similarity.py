@@ -174,7 +174,15 @@ def test_features_come_batch_by_batch_as_from_one_batch(teacher, digits):
 
 @pytest.mark.parametrize(
     ("shape", "width"),
-    [((2, 5), 5), ((2, 7, 5), 35), ((2, 64, 5), 80), ((2, 3, 32, 32), 48), ((2, 3, 2, 8), 24), ((2, 3, 1, 1), 3)],
+    [
+        ((2, 5), 5),
+        ((2, 7, 5), 35),
+        ((2, 64, 5), 80),
+        ((2, 3, 32, 32), 48),
+        ((2, 3, 2, 8), 24),
+        ((2, 3, 1, 1), 3),
+        ((2, 8, 8, 3), 48),
+    ],
 )
 def test_what_is_kept_of_a_tap_does_not_grow_with_its_resolution(shape, width):
     tap = torch.randn(shape)

@@ -104,6 +104,45 @@ def test_a_student_with_weights_has_its_auto_map_measured_before_any_training(tm
     assert job.maps[0].similarity is not None
 
 
+def test_a_map_waits_for_a_teacher_that_is_fitted_first(tmp_path, teacher_weights):
+    trained(tmp_path / "first", teacher_weights)
+    weights = f"student.weights={tmp_path / 'first' / 'student' / 'model.safetensors'}"
+    sets = [weights, "distill.terms=[{loss: hint, map: auto}]", "compare.baseline=false"]
+    assert assemble(load_recipe("digits", [*SMALL, *sets]), silent).unmeasured
+    fitted = trained(tmp_path / "fitted", *sets)
+    given = trained(tmp_path / "given", teacher_weights, *sets)
+    assert fitted["layer_maps"][0]["similarity"] == given["layer_maps"][0]["similarity"]
+
+
+def test_the_classifier_that_is_frozen_does_not_stand_in_the_way_of_a_balanced_term(tmp_path, teacher_weights):
+    sets = ["student.classifier=teacher", "distill.terms=[{loss: hint, map: direct, weight: balanced}]"]
+    trained(tmp_path / "run", teacher_weights, *sets, "compare.baseline=false")
+    assert logged_parts(tmp_path / "run")[-1]["hint/stage3.1"]["weight"] > 0
+
+
+def test_options_of_terms_are_those_of_the_loss_and_its_module(teacher_weights):
+    def job(term):
+        return assemble(load_recipe("digits", [*SMALL, teacher_weights, f"distill.terms=[{term}]"]), silent)
+
+    crd = next(iter(job("{loss: crd, options: {temperature: 0.1, negatives: 8}}").terms.values()))
+    assert crd.loss.keywords == {"temperature": 0.1}
+    assert crd.module.keywords == {"negatives": 8}
+    cwd = next(iter(job("{loss: cwd, options: {temperature: 4}}").terms.values()))
+    assert cwd.loss.keywords == {"temperature": 4}
+    for term, said in {
+        "{loss: crd, options: {student_negatives: 1}}": "no option 'student_negatives'; it has .*negatives",
+        "{loss: crd, options: {negatives: 0}}": "negatives must be 1 or more",
+        "{loss: review, options: {width: 0}}": "width must be 1 or more",
+        "{loss: review, aligner: linear}": "aligns its taps itself; `aligner: linear` came",
+        "{loss: cwd, options: {temperature: 0}}": "cwd needs a temperature above 0; 0 came",
+        "{loss: crd, options: {temperature: -1}}": "crd needs a temperature above 0; -1 came",
+        "{loss: attention_kl, student: stage1, teacher: stage1}": "compares attentions, .*; tap 'stage1' came",
+        "{loss: attention_kl}": "attention_kl needs a model with attention; none was found",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            job(term)
+
+
 def test_first_last_and_every_nth_reach_the_terms(teacher_weights):
     for kind, expected in (("first", "stage1"), ("last", "stage3"), ("every-2", "stage2")):
         term = f"distill.terms=[{{loss: sp, map: {kind}, student: [stage3], teacher: [stage1, stage2, stage3]}}]"
@@ -150,7 +189,9 @@ def test_a_teacher_of_more_classes_is_read_at_those_that_the_data_has(tmp_path, 
         with pytest.raises(UserError, match=r"teacher\.classes: needs one of the teacher's outputs 0…9 for each"):
             assemble(load_recipe("digits", [*SMALL, *data, ten, f"teacher.classes={classes}"]), silent)
     sets = [*data, ten, "teacher.classes=[7, 1, 4]", "train.epochs=8"]
-    result = run(load_recipe("digits", [*SMALL, *sets]), tmp_path / "run", track=silent)
+    term = "distill.terms=[{loss: hint, map: auto, weight: 0.001}, {loss: sp, weight: 0}]"
+    result = run(load_recipe("digits", [*SMALL, *sets, term]), tmp_path / "run", track=silent)
+    assert [told["samples"] for told in result["layer_maps"]] == [result["data"]["train"], None]  # fewer than 512
     assert result["teacher"]["quality"] > 0.9
     assert result["arms"]["student"]["mean"] > 0.8
     assert result["status"] == "done"
@@ -162,3 +203,48 @@ def test_weights_of_a_model_with_two_outputs_a_class_are_of_no_use(tmp_path, tea
     save_file(state, tmp_path / "seven.safetensors")
     with pytest.raises(UserError, match=r"linear.weight"):
         assemble(load_recipe("digits", [*SMALL, f"teacher.weights={tmp_path / 'seven.safetensors'}"]), silent)
+
+
+VIT = """
+from torch import nn
+
+class Vit(nn.Module):
+    def __init__(self, width, depth, num_classes):
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 2, stride=2)
+        layer = lambda: nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.ModuleList(layer() for _ in range(depth))
+        self.head = nn.Linear(width * 16, num_classes)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.head(tokens.flatten(1))
+
+def teacher(num_classes=10):
+    return Vit(32, 4, num_classes)
+
+def student(num_classes=10):
+    return Vit(16, 2, num_classes)
+"""
+
+
+def test_attention_goes_from_transformer_to_transformer_and_blocks_from_one_to_a_convolutional_student(tmp_path):
+    (tmp_path / "vit.py").write_text(VIT)
+    fitted = "teacher.fit={epochs: 6, batch_size: 64, lr: 0.003, optimizer: adamw}"
+    sets = [f"teacher.model={tmp_path / 'vit.py'}:teacher", "compare.baseline=false", "train.lr=0.02"]
+    attention = "distill.terms=[{loss: attention_kl, weight: balanced}]"
+    trained(tmp_path / "run", *sets, fitted, f"student.model={tmp_path / 'vit.py'}:student", attention)
+    taps = [f"attention_kl/layers.{place}.self_attn@attention" for place in (0, 1)]
+    last = logged_parts(tmp_path / "run")[-1]
+    assert [*last] == ["hard", "soft", *taps]
+    assert all(last[tap]["weight"] > 0 and last[tap]["value"] > 0 for tap in taps)
+    given = f"teacher.weights={tmp_path / 'run' / 'teacher' / 'model.safetensors'}"
+    result = trained(tmp_path / "other", *sets, given, "distill.terms=[{loss: hint, weight: balanced}]")
+    assert result["layer_maps"][0]["pairs"] == [
+        ("stage1", "layers.0"),
+        ("stage2", "layers.2"),
+        ("stage3", "layers.3"),
+    ]
+    assert all(part["weight"] > 0 for part in logged_parts(tmp_path / "other")[-1].values())

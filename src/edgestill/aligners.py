@@ -143,6 +143,8 @@ class ReviewFusion(nn.Module):
                 f"{[list(shape[1:]) for shape in students]} and {[list(shape[1:]) for shape in teachers]} came"
             )
         width = min(512, students[-1][1]) if width is None else width
+        if width < 1:
+            raise UserError(f"review: width must be 1 or more; {width} came")
         self.sizes = [(shape[2], shape[3]) for shape in teachers]
         self.narrow = nn.ModuleList(_normalised(nn.Conv2d(shape[1], width, 1, bias=False)) for shape in students)
         self.attend = nn.ModuleList(nn.Conv2d(2 * width, 2, 1) for _ in students[:-1])  # the deepest has none to fuse
@@ -208,6 +210,11 @@ class ContrastMemory(nn.Module):
         momentum: float = 0.5,
     ) -> None:
         super().__init__()
+        if width < 1 or negatives < 1 or not 0 <= momentum < 1:
+            raise UserError(
+                "crd: width and negatives must be 1 or more and momentum in 0…1, 1 excluded; "
+                f"{width}, {negatives} and {momentum} came"
+            )
         self.student, self.teacher = nn.Linear(student_width, width), nn.Linear(teacher_width, width)
         self.negatives, self.momentum = negatives, momentum
         self.register_buffer("student_memory", functional.normalize(torch.randn(samples, width)))

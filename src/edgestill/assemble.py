@@ -22,7 +22,7 @@ from edgestill.evaluate.classification import accuracy, logits, predictor
 from edgestill.functions import load_function
 from edgestill.losses import SOFT_LOSSES, TERM_LOSSES
 from edgestill.models import ImageInput, Model, example, forward, load_model, select_classes, to_device
-from edgestill.objective import Objective, Term
+from edgestill.objective import Objective, Term, layout
 from edgestill.paths import exists
 from edgestill.processes import ALONE, Processes
 from edgestill.recipe import Recipe
@@ -205,7 +205,7 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
         student, joint = classifier_model(student, teacher)
     probes = (example(student.input, 2), example(teacher.input, 2))
     terms, maps, phase_terms = _terms(
-        recipe, student, teacher, probes, splits, joint, measured=recipe.student.weights is not None
+        recipe, student, teacher, probes, splits, joint, measured=_trained(recipe.student) and _trained(recipe.teacher)
     )
     examples = _examples(terms, student, teacher, probes)
     job = Job(recipe, splits, teacher, default, terms, maps, phase_terms, examples, device, joint, processes)
@@ -373,7 +373,7 @@ def _terms(
 
     def shapes(one: Sequence[str], other: Sequence[str]) -> tuple[list[torch.Size], list[torch.Size]]:
         taps = _tapped(student, one, probes[0]), _tapped(teacher, other, probes[1])
-        return [taps[0][path].shape for path in one], [taps[1][path].shape for path in other]
+        return [layout(taps[0], path).shape for path in one], [layout(taps[1], path).shape for path in other]
 
     def default_taps(section: TermSection) -> tuple[list[str], list[str]]:
         if joint is not None:
@@ -415,11 +415,19 @@ def _terms(
     return terms, tuple(maps), phase_terms
 
 
+def _trained(section: TeacherSection | StudentSection) -> bool:
+    """Whether a model comes with weights, or is to be fitted first."""
+    return section.weights is not None or (isinstance(section, TeacherSection) and section.fit is None)
+
+
 def _default_taps(model: Model, probe: Tensor, loss: str, every: bool) -> list[str]:
     """Of a term that names none: attentions for a loss over attention, every block where the map is to be found, else
     the ends of the stages."""
     if loss == "attention_kl":
-        return [tap.path for tap in found(model.module, probe) if tap.kind == "attention"]
+        attentions = [tap.path for tap in found(model.module, probe) if tap.kind == "attention"]
+        if not attentions:
+            raise UserError(f"attention_kl needs a model with attention; none was found in {model.spec}")
+        return attentions
     if every:
         return [tap.path for tap in found(model.module, probe) if tap.kind in ("stage", "block")]
     return stages(model.module, probe)

@@ -4,6 +4,7 @@ B batch, C channels, H height, W width, T positions, K classes.
 """
 
 import inspect
+from collections.abc import Collection
 from functools import partial
 from math import sqrt
 from typing import Any
@@ -65,7 +66,8 @@ def measured() -> list[dict[str, Any]]:
         objective = Objective(alpha=1.0, loss=None, terms={name: term}, examples=(taps, teacher_taps))
         parts = objective(logits, labels, signal, taps, indices=torch.arange(SAMPLES))
         made = MODULES.get(name)
-        rows.append(row(name, "terms", parts.values[name], _options(loss) | (_options(made) if made else {})))
+        options = _options(loss, GIVEN - {"temperature"}) | (_options(made) if made else {})
+        rows.append(row(name, "terms", parts.values[name], options))
     return rows
 
 
@@ -101,13 +103,13 @@ def _of_maps(student: Tensor, teacher: Tensor) -> Tensor:
     return attention_kl(attention(student), attention(teacher))
 
 
-def _options(loss: Loss | type[nn.Module]) -> dict[str, Any]:
+def _options(loss: Loss | type[nn.Module], given: Collection[str] = GIVEN) -> dict[str, Any]:
     """The keyword arguments that a recipe can give a loss or its module, with their defaults."""
     parameters = inspect.signature(loss.func if isinstance(loss, partial) else loss).parameters.values()
     return {
         parameter.name: parameter.default
         for parameter in parameters
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in GIVEN
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in given
     }
 
 

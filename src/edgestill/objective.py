@@ -14,7 +14,7 @@ from edgestill.aligners import AlignerKind, aligner_for
 from edgestill.errors import UserError, closest
 from edgestill.losses import CHANNEL_FREE, Loss, cross_entropy, kl
 from edgestill.losses import standardize as standardized
-from edgestill.losses.reduce import wide
+from edgestill.losses.reduce import channels_first, wide
 from edgestill.signals import Signal
 
 BALANCE_STEPS = 20
@@ -187,11 +187,14 @@ class Objective(nn.Module):
         that of the part over logits (the soft one, or the hard one where there is none). Call it before `backward`.
 
         Each is measured over its first BALANCE_STEPS steps, one more backward pass each, and held from then on.
+        Raises UserError where there is neither.
         """
         open_terms = [name for name, found in self._balance.items() if name in parts.values and not found.held]
         reference = "soft" if "soft" in parts.values else "hard"
-        if not open_terms or reference not in parts.values:
+        if not open_terms:
             return parts
+        if reference not in parts.values:
+            raise UserError(f"the balanced term {open_terms[0]!r} needs a part over logits to be measured against")
         target = parts.weights[reference] * _gradient_norm(parts.values[reference], parameters)
         for name in open_terms:
             self._balance[name].add(target, _gradient_norm(parts.values[name], parameters))
@@ -208,7 +211,7 @@ class Objective(nn.Module):
         return {name: self.terms[name].share * found.weight for name, found in self._balance.items()}
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {name: [found.steps, found.target, found.own] for name, found in self._balance.items()}
+        return {name: [found.steps, found.measured, found.logarithms] for name, found in self._balance.items()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._balance = {name: Balance(*saved) for name, saved in state.items()}
@@ -216,15 +219,17 @@ class Objective(nn.Module):
 
 @dataclass
 class Balance:
-    """Gradient norms seen so far: of the part over logits, weighted, and of the term."""
+    """The weight of a balanced term: the geometric mean, over its first steps, of the gradient norm of the part over
+    logits, weighted, to its own. One step that explodes does not decide it."""
 
     steps: int = 0
-    target: float = 0.0
-    own: float = 0.0
+    measured: int = 0
+    logarithms: float = 0.0
 
     def add(self, target: float, own: float) -> None:
-        if math.isfinite(target + own):
-            self.steps, self.target, self.own = self.steps + 1, self.target + target, self.own + own
+        self.steps += 1
+        if math.isfinite(target) and math.isfinite(own) and target > 0 and own > 0:
+            self.measured, self.logarithms = self.measured + 1, self.logarithms + math.log(target / own)
 
     @property
     def held(self) -> bool:
@@ -232,10 +237,13 @@ class Balance:
 
     @property
     def weight(self) -> float:
-        return self.target / self.own if self.own > 0 else 0.0
+        return math.exp(self.logarithms / self.measured) if self.measured else 0.0
 
 
 def _gradient_norm(value: Tensor, parameters: Sequence[nn.Parameter]) -> float:
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]  # a teacher's classifier does not
+    if not value.requires_grad or not parameters:
+        return 0.0
     gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
     return float(nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
 
@@ -250,7 +258,7 @@ def _module(term: Term, examples: tuple[Mapping[str, Tensor], Mapping[str, Tenso
         return nn.Identity()
     if not isinstance(term.student, str) or not isinstance(term.teacher, str):
         raise UserError("a term over several taps needs a module")
-    student, teacher = examples[0][term.student].shape, examples[1][term.teacher].shape
+    student, teacher = layout(examples[0], term.student).shape, layout(examples[1], term.teacher).shape
     try:
         return aligner_for(student, teacher, term.aligner)
     except UserError as error:
@@ -269,11 +277,16 @@ def _numbers(labels: Tensor, mask: Tensor | None) -> Tensor:
     return numbers if mask is None else numbers.where(mask, numbers.new_tensor(-1))
 
 
+def layout(taps: Mapping[str, Tensor], path: str) -> Tensor:
+    """A tap as the losses take it: maps with the channels in front, whatever the model's layout. PATH@… is no map."""
+    return taps[path] if "@" in path else channels_first(taps[path])
+
+
 def _tapped(taps: Mapping[str, Tensor], paths: str | tuple[str, ...], whose: str, term: str) -> Any:
-    """A tap in float32, whatever autocast made of it; a list of them for several paths."""
+    """A tap in its layout, in float32 whatever autocast made of it; a list of them for several paths."""
     if not isinstance(paths, str):
         return [_tapped(taps, path, whose, term) for path in paths]
     if paths not in taps:
         came = ", ".join(map(repr, taps)) or "none"
         raise UserError(f"term {term!r} needs the {whose}'s tap {paths!r}; recorded: {came}")
-    return wide(taps[paths])
+    return wide(layout(taps, paths))

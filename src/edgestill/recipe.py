@@ -111,7 +111,8 @@ Epochs = Annotated[float, Field(gt=0, le=1e5)]
 Taps = Annotated[
     list[str],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}]}),
 ]
 
 
@@ -343,6 +344,31 @@ class Recipe(Section):
     def _teacher_of_more(self) -> "Recipe":
         if self.teacher.classes is not None and self.teacher.fit is not None and self.teacher.weights is None:
             raise ValueError("teacher.classes: is for a teacher that has weights; one that is fitted has the data's")
+        if self.teacher.classes is not None and self.student.classifier == "teacher":
+            raise ValueError("teacher.classes: student.classifier: teacher takes the teacher's classifier whole")
+        classes = self.teacher.classes or []
+        if repeated := [number for number in classes if classes.count(number) > 1]:
+            raise ValueError(f"teacher.classes: each output stands for one class; {repeated[0]} stands there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _learnable(self) -> "Recipe":
+        if self.distill.loss != "none":
+            return self
+        if self.distill.options:
+            raise ValueError(f"distill.options: loss: none takes none; {', '.join(self.distill.options)} came")
+        for phase in self.phases:
+            terms = self.distill.terms if phase.terms is None else phase.terms
+            alpha = self.distill.alpha if phase.alpha is None else phase.alpha
+            if alpha == 1 and not any(term.weight for term in terms):
+                raise ValueError(
+                    f"phases.{phase.name}: nothing is learned with loss: none, alpha 1 and no term of weight above 0"
+                )
+            if alpha == 1 and any(term.weight == "balanced" for term in terms):
+                raise ValueError(
+                    "weight: balanced is measured against the part over logits; with loss: none and alpha 1 there is "
+                    f"none in phases.{phase.name}: give a number"
+                )
         return self
 
     @model_validator(mode="after")

@@ -150,6 +150,8 @@ def _train_all(
         return difficulty(job, track)
 
     ranks = job.processes.first(measure_teacher)
+    if job.unmeasured and recipe.student.weights is not None:  # the teacher had to be fitted first
+        job = with_measured_maps(job, job.student(0))
     seconds["teacher"] = perf_counter() - started
 
     names = arm_names(job)
@@ -166,7 +168,10 @@ def _train_all(
                 best = (outcome.trained.validation, model, outcome)
         result["arms"] = {name: _summary(done) for name, done in outcomes.items() if done}
         folder.write_json(place / folder.RESULT, result)
-    result["layer_maps"] = [{**asdict(mapped), "samples": SIMILARITY_SAMPLES} for mapped in job.maps]
+    compared = min(SIMILARITY_SAMPLES, len(job.splits.train.labels))
+    result["layer_maps"] = [
+        asdict(mapped) | {"samples": compared if mapped.similarity is not None else None} for mapped in job.maps
+    ]
     assert best is not None
     _, student, chosen = best
     _compare(job, result, outcomes)

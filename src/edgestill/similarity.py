@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgestill.errors import UserError
+from edgestill.losses.reduce import channels_first
 from edgestill.taps import record
 
 CELLS = 4  # a map's side, and the root of a sequence's length, after pooling
@@ -20,9 +21,10 @@ CELLS = 4  # a map's side, and the root of a sequence's length, after pooling
 def tap_features(module: nn.Module, inputs: Iterable[Tensor], paths: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """What `module` puts out at each of `paths`, as features [N, D], over all batches of `inputs`.
 
-    [B, D] stays. Maps [B, C, H, W] are averaged down to at most 4×4 positions and sequences [B, T, D] to at most 16
-    stretches, then flattened, so that what is kept does not grow with the resolution. The module runs in evaluation
-    mode without gradients, on the device of its parameters; each of its modules is back in its own mode afterwards.
+    [B, D] stays. Maps [B, C, H, W] or [B, H, W, C] are averaged down to at most 4×4 positions and sequences
+    [B, T, D] to at most 16 stretches, then flattened, so that what is kept does not grow with the resolution. The
+    module runs in evaluation mode without gradients, on the device of its parameters; each of its modules is back in
+    its own mode afterwards.
     Raises UserError for a path that the module does not have and for taps of other shapes.
 
     >>> features = tap_features(nn.Sequential(nn.Conv2d(3, 5, 1)), [torch.zeros(2, 3, 8, 8)] * 3, ["0"])
@@ -46,6 +48,8 @@ def tap_features(module: nn.Module, inputs: Iterable[Tensor], paths: Sequence[st
 
 
 def _flat(path: str, tap: Tensor) -> Tensor:
+    if "@" not in path:
+        tap = channels_first(tap)
     if tap.ndim == 4:
         tap = functional.adaptive_avg_pool2d(tap, (min(CELLS, tap.shape[2]), min(CELLS, tap.shape[3])))
     elif tap.ndim == 3:

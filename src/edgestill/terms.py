@@ -4,7 +4,7 @@ S student taps, T teacher taps.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -64,9 +64,16 @@ def expand(
     aligner = "none" if kind == "direct" else aligner
     table = None if matrix is None else matrix.round(4).tolist()
     mapped = Mapped(name, kind, tuple(student), tuple(teacher), pairs, table)
+    others = [tap for tap in (*student, *teacher) if not tap.endswith("@attention")]
+    if name == "attention_kl" and (others or aligner not in ("auto", "none")):
+        came = f"tap {others[0]!r}" if others else f"`aligner: {aligner}`"
+        raise UserError(f"term attention_kl: it compares attentions, PATH@attention, as they are; {came} came")
     made = MODULES.get(name)
-    of_module = {} if made is None else {key: value for key, value in options.items() if key in _taken(made)}
-    loss = bound(name, known, {key: value for key, value in options.items() if key not in of_module}, f"term {name}")
+    if made is not None and aligner != "auto":
+        raise UserError(f"term {name}: it aligns its taps itself; `aligner: {aligner}` came: leave it out")
+    more = frozenset[str]() if made is None else _taken(made)
+    loss = bound(name, known, options, f"term {name}", more | {"temperature"})
+    of_module = {key: value for key, value in options.items() if key in more}
     if name == "review":
         students, teachers = (tuple(side) for side in zip(*pairs, strict=True))
         fusion = partial(ReviewFusion, *shapes(students, teachers), **of_module)
@@ -85,9 +92,9 @@ MODULES: dict[str, type[nn.Module]] = {"crd": ContrastMemory, "review": ReviewFu
 """Losses that come with a module of their own; its keyword arguments are options of the loss."""
 
 
-def _taken(made: type[nn.Module]) -> set[str]:
+def _taken(made: type[nn.Module]) -> frozenset[str]:
     parameters = inspect.signature(made).parameters.values()
-    return {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    return frozenset(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
 def _width(shape: torch.Size) -> int:
@@ -103,13 +110,21 @@ def named(label: str, term: Term, taken: Mapping[str, Term]) -> str:
     return name
 
 
-def bound(name: str, known: Mapping[str, Loss], options: Mapping[str, Any], where: str) -> Loss:
-    """A loss by name or as `file.py:function`, with its options; UserError for one that it does not have."""
+def bound(
+    name: str, known: Mapping[str, Loss], options: Mapping[str, Any], where: str, more: Collection[str] = ()
+) -> Loss:
+    """A loss by name or as `file.py:function`, with its options; UserError for one that it does not have.
+
+    `more`: names that are options of its module, or that the objective leaves to the recipe."""
     loss = known[name] if name in known else load_function(name)
     taken = inspect.signature(loss).parameters
-    given = {"student", "teacher", "mask", "count", "labels", "temperature"}
+    given = {"student", "teacher", "mask", "count", "labels", "temperature"} - {*more}
+    free = [key for key in taken if key not in given]
+    if name in known:  # what a module makes stands in front
+        free = [key for key in free if taken[key].kind is inspect.Parameter.KEYWORD_ONLY]
+    free += [key for key in more if key not in free and key != "temperature"]
     for option in options:
-        if option not in taken or option in given:
-            free = [name for name in taken if name not in given]
+        if option not in free:
             raise UserError(f"{where}: {name} has no option {option!r}; it has {', '.join(free) or 'none'}")
-    return partial(loss, **options) if options else loss
+    own = {key: value for key, value in options.items() if key in taken}
+    return partial(loss, **own) if own else loss

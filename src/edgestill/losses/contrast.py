@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgestill.errors import UserError
 from edgestill.losses.reduce import masked_mean, wide
 
 
@@ -71,6 +72,8 @@ def noise_contrast(
     >>> round(float(noise_contrast(axes[:1], axes[:1], axes[1:], temperature=1)), 4)  # log((e + 1)/e) + log 2
     1.0064
     """
+    if not temperature > 0:
+        raise UserError(f"crd needs a temperature above 0; {temperature} came")
     anchor, positive, negatives = wide(anchor, mask), wide(positive, mask), wide(negatives.detach())
     # log h(x) = log σ(x/T − log(K/population)), log(1 − h(x)) = log σ of minus that: no overflow at any temperature
     offset = torch.log(anchor.new_tensor(max(len(negatives), 1) / population))

@@ -95,6 +95,8 @@ def cwd(
             f"cwd needs student and teacher maps of one shape [B, C, H, W]; {[*student.shape]} and "
             f"{[*teacher.shape]} came: align them with `map: width` or `map: depth`"
         )
+    if not temperature > 0:
+        raise UserError(f"cwd needs a temperature above 0; {temperature} came")
     student_log = functional.log_softmax(wide(student, mask).flatten(2) / temperature, dim=2)
     teacher_log = functional.log_softmax(wide(teacher.detach(), mask).flatten(2) / temperature, dim=2)
     divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(2).mean(1)

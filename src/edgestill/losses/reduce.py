@@ -49,6 +49,16 @@ def pooled(features: Tensor) -> Tensor:
     return features.flatten(2).mean(2) if features.dim() > 3 else features
 
 
+def channels_first(features: Tensor) -> Tensor:
+    """Maps with the channels last [B, H, W, C], told by their equal sides, as [B, C, H, W]; what else comes stays.
+
+    >>> channels_first(torch.ones(2, 4, 4, 3)).shape, channels_first(torch.ones(2, 3, 4, 4)).shape
+    (torch.Size([2, 3, 4, 4]), torch.Size([2, 3, 4, 4]))
+    """
+    last = features.dim() == 4 and features.shape[1] == features.shape[2] != features.shape[3]
+    return features.permute(0, 3, 1, 2) if last else features
+
+
 def over(values: Tensor, size: Tensor) -> Tensor:
     """`values / size`, zero where the size is: with no division by zero in the gradient either.
 

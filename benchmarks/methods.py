@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from edgestill import folder, progress
 from edgestill.assemble import BASELINE, STUDENT, Job, assemble
@@ -101,21 +102,24 @@ class Arm:
             [*self.parameters, *self.objective.parameters()], lr=0.0, momentum=0.9, nesterov=True, weight_decay=1e-4
         )
 
-    def forward(self, batch: Batch, signal: Signal, settings: Settings) -> tuple[Parts, float]:
-        """The parts of a batch, and the seconds that the objective took."""
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's logits and taps."""
         with record(self.student.module, self.objective.student_taps) as taps:
-            outputs = forward(self.student.module, batch.inputs(self.student.input, CPU))
-        started = perf_counter()
+            return forward(self.student.module, batch.inputs(self.student.input, CPU)), taps
+
+    def parts(
+        self, outputs: Tensor, taps: dict[str, Tensor], batch: Batch, signal: Signal, settings: Settings
+    ) -> Parts:
         indices = torch.from_numpy(batch.indices)
-        parts = self.objective(
+        parts: Parts = self.objective(
             outputs, batch.labels, signal, taps, alpha=settings.alpha, terms=settings.terms, indices=indices
         )
-        return parts, perf_counter() - started
+        return parts
 
     def step(self, step: int, batch: Batch, signal: Signal) -> None:
         settings = self.schedule.at(step)
         self.optimizer.param_groups[0]["lr"] = settings.lr
-        parts, _ = self.forward(batch, signal, settings)
+        parts = self.parts(*self.forward(batch), batch, signal, settings)
         if self.objective.balancing:
             parts = self.objective.balance(parts, self.parameters)
         self.optimizer.zero_grad(set_to_none=True)
@@ -155,47 +159,54 @@ def train(options: argparse.Namespace) -> None:
 
 
 def cost(options: argparse.Namespace) -> None:
-    """Seconds of each arm's step, taken by turns, on one teacher pass; the loss is what the objective adds, forward and
-    backward, to the forward and backward of the student under cross-entropy alone."""
+    """What each objective costs, forward and backward to the student's logits and taps, against the student's own
+    forward and backward; arms by turns, on one teacher pass."""
     torch.set_num_threads(1)
-    found = jobs(options)
-    arms = [Arm(name, job, 0) for name, job in found.items()]
-    base = next(iter(found.values()))
+    arms = [Arm(name, job, 0) for name, job in jobs(options).items()]
+    base = arms[0].job
     teacher = OnlineTeacher(base.teacher, CPU, torch.float32)
-    taps = sorted({tap for arm in arms for tap in arm.objective.teacher_taps})
+    taught = sorted({tap for arm in arms for tap in arm.objective.teacher_taps})
     batch_at, schedule = base.batches(STUDENT, 0, None), arms[-1].schedule
-    spent: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    for step in progress.track(range(options.steps + 30), "cost", options.steps + 30):
+    spent: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in arms}
+    for step in progress.track(range(options.steps), "cost", options.steps):
         batch = batch_at(step, schedule.at(step))
-        signal = teacher(batch, taps)
+        signal = teacher(batch, taught)
         for arm in arms:
             started = perf_counter()
-            arm.step(step, batch, signal)
-            if step >= 30:  # behind the balancing
-                spent[arm.name].append(perf_counter() - started)
-    table = np.array(list(spent.values()))
-    plain, kl = table[list(spent).index(BASELINE)], table[list(spent).index("kl")]
-    written = {
-        name: {
-            "milliseconds": float(np.median(row) * 1e3),
-            "relative_to_kl": float(np.median(row / kl)),
-            "loss_share_of_student_step": float(np.median((row - plain) / plain)),
+            outputs, taps = arm.forward(batch)
+            forwarded = perf_counter()
+            leaves = {name: tap.detach().requires_grad_() for name, tap in taps.items()}
+            logits_leaf = outputs.detach().requires_grad_()
+            arm.parts(logits_leaf, leaves, batch, signal, arm.schedule.at(step)).loss.backward()
+            compared = perf_counter()
+            ends = [(outputs, logits_leaf), *((taps[name], leaf) for name, leaf in leaves.items())]
+            torch.autograd.backward([end for end, _ in ends], [leaf.grad for _, leaf in ends])
+            done = perf_counter()
+            spent[arm.name].append((compared - forwarded, done - started - (compared - forwarded)))
+    kl = np.array(spent["kl"]).sum(1)
+    written = {}
+    for name, pairs in spent.items():
+        loss, student = np.array(pairs).T
+        written[name] = {
+            "loss_milliseconds": float(np.median(loss) * 1e3),
+            "loss_share_of_student": float(np.median(loss / student)),
+            "relative_to_kl": float(np.median((loss + student) / kl)),
         }
-        for name, row in zip(spent, table, strict=True)
-    }
     about = folder.environment(1, {}, [0], "cpu")
     del about["command"]
     RESULTS.mkdir(parents=True, exist_ok=True)
     page = {"date": str(date.today()), "steps": options.steps, "cost": written, "environment": about}
     (RESULTS / "cost.json").write_text(json.dumps(page, indent=1) + "\n")
     for name, row in written.items():
-        share = row["loss_share_of_student_step"]
-        print(f"{name:<26} {row['milliseconds']:7.2f} ms  ×{row['relative_to_kl']:.3f}  {share:+.1%}")
+        share = row["loss_share_of_student"]
+        print(f"{name:<26} {row['loss_milliseconds']:7.2f} ms  {share:6.1%}  ×{row['relative_to_kl']:.3f}")
 
 
 def page(_: argparse.Namespace) -> None:
     """The table of the seeds that are there."""
     seeds = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("seed-*.json"))]
+    if not seeds:
+        raise SystemExit(f"no seed's results in {RESULTS}: train some first")
     costs = json.loads((RESULTS / "cost.json").read_text()) if (RESULTS / "cost.json").exists() else None
     text = "\n".join(_page(seeds, costs)) + "\n"
     (RESULTS.parent / f"{seeds[-1]['date']}-methods.md").write_text(text)
@@ -214,7 +225,7 @@ def _page(seeds: list[dict[str, Any]], costs: dict[str, Any] | None) -> Iterator
     yield f"images, read once an arm and seed. {hardware['cpu']}, one thread, torch {versions['torch']}, "
     yield f"commit {first['environment']['git_commit'][:7]}."
     yield ""
-    yield "| method | mean | std | − kl, points | 95 % interval over seeds | step ÷ kl's | loss ÷ student step |"
+    yield "| method | mean | std | − kl, points | 95 % interval over seeds | step ÷ kl's | loss ÷ student |"
     yield "|---|---|---|---|---|---|---|"
     kl = [seed["test_accuracy"]["kl"] for seed in seeds]
     rows = {name: [seed["test_accuracy"][name] for seed in seeds] for name in first["test_accuracy"]}
@@ -230,13 +241,17 @@ def _page(seeds: list[dict[str, Any]], costs: dict[str, Any] | None) -> Iterator
             if low > 0 or high < 0:
                 ranked.append(f"{name} {'above' if low > 0 else 'below'} kl")
         paid = costs["cost"].get(name) if costs else None
-        cells += [f"{paid['relative_to_kl']:.3f}", f"{paid['loss_share_of_student_step']:.1%}"] if paid else ["–", "–"]
+        cells += [f"{paid['relative_to_kl']:.3f}", f"{paid['loss_share_of_student']:.1%}"] if paid else ["–", "–"]
         yield f"| {' | '.join(cells)} |"
     yield ""
     yield f"Pairs whose interval excludes zero: {'; '.join(ranked) or 'none'}. The others are not ranked."
     if costs:
-        yield f"Costs: medians over {costs['steps']} steps taken by turns, {costs['date']}; the loss is what an "
-        yield "arm's step takes more than the baseline's."
+        yield ""
+        yield f"Costs: medians over {costs['steps']} steps taken by turns, {costs['date']}, one thread: the objective's "
+        yield "forward and backward, aligners included, over the student's own. Not in the"
+        unseen = [(name, paid) for name, paid in costs["cost"].items() if name not in rows]
+        listed = ", ".join(f"{name} {paid['loss_share_of_student']:.0%}" for name, paid in unseen)
+        yield f"comparison, but measured: {listed}." if listed else "table: none."
 
 
 def main() -> None:

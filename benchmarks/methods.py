@@ -247,8 +247,8 @@ def _page(seeds: list[dict[str, Any]], costs: dict[str, Any] | None) -> Iterator
     yield f"Pairs whose interval excludes zero: {'; '.join(ranked) or 'none'}. The others are not ranked."
     if costs:
         yield ""
-        yield f"Costs: medians over {costs['steps']} steps taken by turns, {costs['date']}, one thread: the objective's "
-        yield "forward and backward, aligners included, over the student's own. Not in the"
+        yield f"Costs: medians over {costs['steps']} steps taken by turns, {costs['date']}, one thread: the "
+        yield "objective's forward and backward, aligners included, over the student's own. Not in the"
         unseen = [(name, paid) for name, paid in costs["cost"].items() if name not in rows]
         listed = ", ".join(f"{name} {paid['loss_share_of_student']:.0%}" for name, paid in unseen)
         yield f"comparison, but measured: {listed}." if listed else "table: none."

@@ -143,6 +143,12 @@ def test_options_of_terms_are_those_of_the_loss_and_its_module(teacher_weights):
             job(term)
 
 
+def test_an_auto_map_over_taps_that_nothing_aligns_is_refused_before_any_training(teacher_weights):
+    term = "distill.terms=[{loss: hint, map: auto, student: [stage3], teacher: [stage1, flatten, stage3]}]"
+    with pytest.raises(UserError, match="map: auto may pair 'stage3' with 'flatten', and no aligner brings"):
+        assemble(load_recipe("digits", [*SMALL, teacher_weights, term]), silent)
+
+
 def test_first_last_and_every_nth_reach_the_terms(teacher_weights):
     for kind, expected in (("first", "stage1"), ("last", "stage3"), ("every-2", "stage2")):
         term = f"distill.terms=[{{loss: sp, map: {kind}, student: [stage3], teacher: [stage1, stage2, stage3]}}]"

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgestill.aligners import AlignerKind, ContrastMemory, ReviewFusion
+from edgestill.aligners import AlignerKind, ContrastMemory, ReviewFusion, aligner_for
 from edgestill.errors import UserError
 from edgestill.functions import load_function
-from edgestill.losses import Loss
+from edgestill.losses import CHANNEL_FREE, Loss
 from edgestill.mapping import LayerMap, layer_map
 from edgestill.objective import Term
 
@@ -78,6 +78,8 @@ def expand(
         students, teachers = (tuple(side) for side in zip(*pairs, strict=True))
         fusion = partial(ReviewFusion, *shapes(students, teachers), **of_module)
         return [Term(loss, students, teachers, weight, module=fusion)], mapped
+    if kind == "auto" and made is None and getattr(loss, "func", loss) not in CHANNEL_FREE:
+        _check_all(student, teacher, shapes, aligner)
     terms = []
     for one, other in pairs:
         module: Callable[[], nn.Module] | None = None
@@ -86,6 +88,16 @@ def expand(
             module = partial(ContrastMemory, width, teacher_width, samples, **of_module)
         terms.append(Term(loss, one, other, weight, aligner, module, share=1 / len(pairs)))
     return terms, mapped
+
+
+def _check_all(student: Sequence[str], teacher: Sequence[str], shapes: Shapes, aligner: AlignerKind) -> None:
+    """UserError for a pair that nothing aligns: a map that is measured behind a training may choose any."""
+    for one, shape in zip(student, shapes(student, [])[0], strict=True):
+        for other, teacher_shape in zip(teacher, shapes([], teacher)[1], strict=True):
+            try:
+                aligner_for(shape, teacher_shape, aligner)
+            except UserError as error:
+                raise UserError(f"map: auto may pair {one!r} with {other!r}, and {error}") from None
 
 
 MODULES: dict[str, type[nn.Module]] = {"crd": ContrastMemory, "review": ReviewFusion}

@@ -33,7 +33,7 @@ def test_the_weight_makes_a_terms_gradient_as_large_as_the_soft_part(rows):
 
 def test_options_are_those_of_the_loss_and_of_its_module(rows):
     assert rows["rkd"]["options"] == {"distance": 25.0, "angle": 50.0}
-    assert rows["crd"]["options"]["negatives"] == 4096
+    assert rows["crd"]["options"]["negatives"] == 2048
     assert rows["cwd"]["options"] == {"temperature": 1.0}
     assert rows["kl"]["options"] == {}  # temperature is distill.temperature
 

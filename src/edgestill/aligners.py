@@ -189,7 +189,7 @@ class ContrastMemory(nn.Module):
         momentum: share that an entry keeps of its former self.
 
     Source: Tian, Krishnan and Isola 2020, arXiv 1910.10699, section 3.4; the authors' code (RepDistiller, crd/) draws
-    the negatives for each sample by itself, which at K = 4096 reads 128 times as much.
+    K negatives for each sample by itself, which reads as many times as much as the batch has samples.
 
     >>> memory = ContrastMemory(8, 16, 100, width=4, negatives=32)
     >>> [tuple(part.shape) for part in memory(torch.ones(2, 8), torch.ones(2, 16), torch.tensor([5, 99]))]
@@ -206,7 +206,7 @@ class ContrastMemory(nn.Module):
         samples: int,
         *,
         width: int = 128,
-        negatives: int = 4096,
+        negatives: int = 2048,
         momentum: float = 0.5,
     ) -> None:
         super().__init__()

@@ -245,9 +245,9 @@ def _page(seeds: list[dict[str, Any]], costs: dict[str, Any] | None) -> Iterator
         yield f"| {' | '.join(cells)} |"
     yield ""
     yield f"Pairs whose interval excludes zero: {'; '.join(ranked) or 'none'}. The others are not ranked."
-    yield "Equal alpha is not equal pull: standardized, `jensen_shannon` and others have a smaller gradient than `kl` at"
-    yield "the same alpha, `dkd` a much larger one (`edgestill losses`), and their authors train with other weights and"
-    yield "rates. A balanced weight is measured at the beginning, where kl is large, and held: `hint` then leads at the end."
+    yield "Equal alpha is not equal pull: `jensen_shannon` and standardized logits have a smaller gradient than `kl` at"
+    yield "the same alpha, `dkd` a much larger one, and their authors train with other weights and rates. A balanced"
+    yield "weight is measured in the first steps and held; whether it suits the later ones was not measured."
     if costs:
         yield ""
         yield f"Costs: medians over {costs['steps']} steps taken by turns, {costs['date']}, one thread: the "

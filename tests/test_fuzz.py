@@ -64,7 +64,14 @@ def base(tmp_path_factory) -> dict:
     recipe["student"] = {"model": f"{models}:student", "input": {"size": 8}}
     recipe["train"] |= {"epochs": 0.5, "batch_size": 32, "views": {"crop": 1, "flip": False, "policy": "none"}}
     recipe["compare"] = {"seeds": 1}
-    recipe["distill"]["terms"] = [{"loss": "hint", "student": "stage1", "teacher": "stage1", "weight": 0.1}]
+    recipe["distill"] |= {"loss": "dkd", "standardize": True, "options": {"target_weight": 1.0}}
+    recipe["distill"]["terms"] = [
+        {"loss": "hint", "student": "stage1", "teacher": "stage1", "weight": 0.1, "map": "direct"},
+        {"loss": "crd", "map": "last", "weight": "balanced", "aligner": "auto", "options": {"negatives": 16}},
+        {"loss": "rkd", "student": ["stage3"], "map": "auto", "options": {"distance": 1.0, "angle": 2.0}},
+    ]
+    recipe["student"]["classifier"] = "own"
+    recipe["data"]["on_error"] = "skip"
     return recipe
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgestill.aligners import AlignerKind, aligner_for
-from edgestill.errors import UserError, closest
+from edgestill.errors import UserError, closest, first_line
 from edgestill.losses import CHANNEL_FREE, Loss, cross_entropy, kl
 from edgestill.losses import standardize as standardized
 from edgestill.losses.reduce import channels_first, wide
@@ -251,7 +251,10 @@ def _gradient_norm(value: Tensor, parameters: Sequence[nn.Parameter]) -> float:
 def _module(term: Term, examples: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None) -> nn.Module:
     """What stands between the taps and the term's loss."""
     if term.module is not None:
-        return term.module()
+        try:
+            return term.module()
+        except (TypeError, ValueError, RuntimeError) as error:  # a UserError says it itself
+            raise UserError(f"a term's module cannot be made with its options: {first_line(error)}") from error
     # functools.partial hides the loss whose options were bound
     free = getattr(term.loss, "func", term.loss) in CHANNEL_FREE
     if examples is None or (free and term.aligner in ("auto", "none")):

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgestill.errors import UserError
-from edgestill.losses.reduce import masked_mean, unit, wide
+from edgestill.losses.reduce import masked_mean, over_valid, unit, wide
 
 
 def hint(
@@ -30,8 +30,9 @@ def hint(
             f"hint needs student and teacher features of one shape; {[*student.shape]} and {[*teacher.shape]} came: "
             "align them with `map: width` or `map: depth`"
         )
-    squared = (wide(student, mask) - wide(teacher.detach(), mask)).square()
-    return masked_mean(squared.flatten(1).mean(1), mask, count)
+    # fused: squares of whole maps are not kept, and maps with the channels last are not copied
+    total = functional.mse_loss(wide(student, mask), wide(teacher.detach(), mask), reduction="sum")
+    return over_valid(total / max(student.shape[1:].numel(), 1), len(student), mask, count)
 
 
 def nst(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, count: Tensor | float | None = None) -> Tensor:

@@ -77,3 +77,14 @@ def length(vectors: Tensor) -> Tensor:
 def unit(vectors: Tensor) -> Tensor:
     """`vectors` over their length, along the last dimension; zero stays zero, with a moderate gradient."""
     return over(vectors, length(vectors)[..., None])
+
+
+def over_valid(total: Tensor, samples: int, mask: Tensor | None = None, count: Tensor | float | None = None) -> Tensor:
+    """`total / count`, where a sum over valid samples is already made: by the number of them unless `count` is given.
+
+    >>> float(over_valid(torch.tensor(6.0), 4, torch.tensor([True, True, False, False])))
+    3.0
+    """
+    if count is not None:
+        return total / count
+    return total / (max(samples, 1) if mask is None else mask.sum().clamp(min=1))

@@ -247,7 +247,8 @@ def _page(seeds: list[dict[str, Any]], costs: dict[str, Any] | None) -> Iterator
     yield f"Pairs whose interval excludes zero: {'; '.join(ranked) or 'none'}. The others are not ranked."
     yield "Equal alpha is not equal pull: on the standard pair of `edgestill losses` `jensen_shannon` has a fifth of"
     yield "kl's gradient and `dkd` five times it, and the authors of standardized logits give them ten times"
-    yield "the weight. A balanced weight is measured in the first steps and held; whether it suits the later ones was not measured."
+    yield "the weight. A balanced weight is measured in the first steps and held; whether it suits the later ones was"
+    yield "not measured."
     if costs:
         yield ""
         yield f"Costs: medians over {costs['steps']} steps taken by turns, {costs['date']}, one thread: the "

@@ -179,7 +179,7 @@ class Objective(nn.Module):
                 pair = (aligner(student), teacher) if term.module is None else aligner(student, teacher, indices)
                 given = {"labels": shared["labels"]} if "labels" in self._options[name] else {}
                 values[name] = term.loss(*pair, **given, **samples)
-                weights[name] = self.balances[name] if term.weight == "balanced" else term.weight
+                weights[name] = self._weight(name)
         return Parts(values, weights)
 
     def balance(self, parts: Parts, parameters: Sequence[nn.Parameter]) -> Parts:
@@ -198,7 +198,7 @@ class Objective(nn.Module):
         target = parts.weights[reference] * _gradient_norm(parts.values[reference], parameters)
         for name in open_terms:
             self._balance[name].add(target, _gradient_norm(parts.values[name], parameters))
-        return Parts(parts.values, parts.weights | {name: self.balances[name] for name in open_terms})
+        return Parts(parts.values, parts.weights | {name: self._weight(name) for name in open_terms})
 
     @property
     def balancing(self) -> bool:
@@ -208,7 +208,11 @@ class Objective(nn.Module):
     @property
     def balances(self) -> dict[str, float]:
         """The weights of the balanced terms, as far as they are measured."""
-        return {name: self.terms[name].share * found.weight for name, found in self._balance.items()}
+        return {name: self._weight(name) for name in self._balance}
+
+    def _weight(self, name: str) -> float:
+        term = self.terms[name]
+        return term.share * self._balance[name].weight if term.weight == "balanced" else term.weight
 
     def get_extra_state(self) -> dict[str, Any]:
         return {name: [found.steps, found.measured, found.logarithms] for name, found in self._balance.items()}

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgestill.errors import UserError
-from edgestill.losses.reduce import masked_mean, wide
+from edgestill.losses.reduce import masked_mean, of_one_size, wide
 
 
 def attention_transfer(
@@ -43,10 +43,7 @@ def attention_transfer(
         student_map, teacher_map = student.square().sum(1), teacher.square().sum(1)  # [B, H, W]
     else:
         student_map, teacher_map = student.abs().pow(power).sum(1), teacher.abs().pow(power).sum(1)
-    if student_map.shape != teacher_map.shape:
-        H, W = (min(sides) for sides in zip(student_map.shape[1:], teacher_map.shape[1:], strict=True))
-        student_map = functional.adaptive_avg_pool2d(student_map, (H, W))
-        teacher_map = functional.adaptive_avg_pool2d(teacher_map, (H, W))
+    student_map, teacher_map = of_one_size(student_map, teacher_map)
     difference = functional.normalize(student_map.flatten(1), dim=1) - functional.normalize(
         teacher_map.flatten(1), dim=1
     )

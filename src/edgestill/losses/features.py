@@ -4,7 +4,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgestill.errors import UserError
-from edgestill.losses.reduce import masked_mean, over_valid, unit, wide
+from edgestill.losses.logits import divergence, log_probabilities
+from edgestill.losses.reduce import masked_mean, of_one_size, over_valid, unit, wide
 
 
 def hint(
@@ -56,10 +57,7 @@ def nst(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, count: 
     """
     if student.dim() != 4 or teacher.dim() != 4:
         raise UserError(f"nst needs feature maps [B, C, H, W]; {[*student.shape]} and {[*teacher.shape]} came")
-    student, teacher = wide(student, mask), wide(teacher.detach(), mask)
-    if student.shape[2:] != teacher.shape[2:]:
-        H, W = (min(sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True))
-        student, teacher = (functional.adaptive_avg_pool2d(features, (H, W)) for features in (student, teacher))
+    student, teacher = of_one_size(wide(student, mask), wide(teacher.detach(), mask))
     student, teacher = unit(student.flatten(2)), unit(teacher.flatten(2))
     pairs = ((student, student), (teacher, teacher), (student, teacher))
     of_student, of_teacher, between = ((first @ second.mT).square().flatten(1).mean(1) for first, second in pairs)
@@ -98,7 +96,6 @@ def cwd(
         )
     if not temperature > 0:
         raise UserError(f"cwd needs a temperature above 0; {temperature} came")
-    student_log = functional.log_softmax(wide(student, mask).flatten(2) / temperature, dim=2)
-    teacher_log = functional.log_softmax(wide(teacher.detach(), mask).flatten(2) / temperature, dim=2)
-    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(2).mean(1)
-    return temperature**2 * masked_mean(divergence, mask, count)
+    student_log = log_probabilities(student.flatten(2), temperature, mask)
+    teacher_log = log_probabilities(teacher.detach().flatten(2), temperature, mask)
+    return temperature**2 * masked_mean(divergence(teacher_log, student_log).mean(1), mask, count)

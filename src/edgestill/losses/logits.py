@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgestill.errors import UserError
-from edgestill.losses.reduce import masked_mean, wide
+from edgestill.losses.reduce import masked_mean, over_valid, wide
 
 FLOOR = torch.finfo(torch.float32).min
 STANDARDIZE_EPSILON = 1e-7
@@ -180,8 +180,8 @@ def regression(
             f"regression needs outputs of one shape; the student's {[*student.shape]} and the teacher's "
             f"{[*teacher.shape]} came"
         )
-    squared = (wide(student, mask) - wide(teacher.detach(), mask)).square()
-    return masked_mean(squared.unsqueeze(-1).flatten(1).sum(1), mask, count)
+    total = functional.mse_loss(wide(student, mask), wide(teacher.detach(), mask), reduction="sum")
+    return over_valid(total, len(student), mask, count)
 
 
 def standardize(logits: Tensor, *, mask: Tensor | None = None) -> Tensor:

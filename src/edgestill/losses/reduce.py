@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def wide(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -32,10 +33,20 @@ def masked_mean(values: Tensor, mask: Tensor | None = None, count: Tensor | floa
     >>> float(masked_mean(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False])))
     1.5
     """
-    if mask is None:
-        return values.sum() / (max(values.numel(), 1) if count is None else count)
-    mask = mask.reshape(mask.shape + (1,) * (values.dim() - mask.dim())).expand_as(values)
-    return wide(values, mask).sum() / (mask.sum().clamp(min=1) if count is None else count)
+    if mask is not None:
+        mask = mask.reshape(mask.shape + (1,) * (values.dim() - mask.dim())).expand_as(values)
+    return over_valid(wide(values, mask).sum() if mask is not None else values.sum(), values.numel(), mask, count)
+
+
+def over_valid(total: Tensor, samples: int, mask: Tensor | None = None, count: Tensor | float | None = None) -> Tensor:
+    """`total / count`, where a sum over valid samples is already made: by the number of them unless `count` is given.
+
+    >>> float(over_valid(torch.tensor(6.0), 4, torch.tensor([True, True, False, False])))
+    3.0
+    """
+    if count is not None:
+        return total / count
+    return total / (max(samples, 1) if mask is None else mask.sum().clamp(min=1))
 
 
 def pooled(features: Tensor) -> Tensor:
@@ -59,6 +70,18 @@ def channels_first(features: Tensor) -> Tensor:
     return features.permute(0, 3, 1, 2) if last else features
 
 
+def of_one_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps [B, …, H, W], on each side the larger averaged down to the smaller.
+
+    >>> [tuple(maps.shape) for maps in of_one_size(torch.ones(2, 8, 4), torch.ones(2, 4, 8))]
+    [(2, 4, 4), (2, 4, 4)]
+    """
+    if student.shape[-2:] == teacher.shape[-2:]:
+        return student, teacher
+    H, W = (min(sides) for sides in zip(student.shape[-2:], teacher.shape[-2:], strict=True))
+    return functional.adaptive_avg_pool2d(student, (H, W)), functional.adaptive_avg_pool2d(teacher, (H, W))
+
+
 def over(values: Tensor, size: Tensor) -> Tensor:
     """`values / size`, zero where the size is: with no division by zero in the gradient either.
 
@@ -77,14 +100,3 @@ def length(vectors: Tensor) -> Tensor:
 def unit(vectors: Tensor) -> Tensor:
     """`vectors` over their length, along the last dimension; zero stays zero, with a moderate gradient."""
     return over(vectors, length(vectors)[..., None])
-
-
-def over_valid(total: Tensor, samples: int, mask: Tensor | None = None, count: Tensor | float | None = None) -> Tensor:
-    """`total / count`, where a sum over valid samples is already made: by the number of them unless `count` is given.
-
-    >>> float(over_valid(torch.tensor(6.0), 4, torch.tensor([True, True, False, False])))
-    3.0
-    """
-    if count is not None:
-        return total / count
-    return total / (max(samples, 1) if mask is None else mask.sum().clamp(min=1))

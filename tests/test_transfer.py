@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgestill.assemble import assemble
+from edgestill.assemble import assemble, with_measured_maps
 from edgestill.cli import main
 from edgestill.errors import UserError
 from edgestill.losses import SOFT_LOSSES, TERM_LOSSES
@@ -82,6 +82,13 @@ def test_an_auto_map_is_measured_on_the_trained_baseline_and_told(tmp_path, teac
         ["stage2", told["teacher"][int(np.argmax(row))]]
     ]  # of one tap: the most similar
     assert told["samples"] == 512
+    job = assemble(load_recipe("digits", [*SMALL, teacher_weights, term, "train.epochs=4"]), silent)
+    student = job.student(0, "baseline")
+    saved = torch.load(tmp_path / "run" / "arms" / "baseline" / "0" / "final.pt", weights_only=True)
+    for weights, alike in ((student.module.state_dict(), False), (saved["student"], True)):
+        student.module.load_state_dict(weights)
+        (measured,) = with_measured_maps(job, student).maps[0].similarity
+        assert (measured == pytest.approx(row, abs=2e-4)) is alike  # the baseline's, not that of a fresh student
     assert "auto" in (tmp_path / "run" / "report.html").read_text()
     again = run(load_recipe("digits", [*SMALL, teacher_weights, term, "train.epochs=4"]), tmp_path / "run",
                 track=silent, deliver_files=False, resume=True)  # fmt: skip

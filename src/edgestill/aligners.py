@@ -1,8 +1,8 @@
 """Training-only modules that bring a student tap to a teacher tap's shape, and what methods keep of their own.
 
-B batch, C channels, H height, W width, T tokens, D width, N training samples, K negatives. Features come in four
-layouts: vectors [B, D], maps [B, C, H, W], maps with the channels last [B, H, W, C], and tokens [B, T, D], of which the
-last s² may stand on a grid.
+B batch, C channels, H height, W width, T tokens, D width, N training samples, K negatives. Features come as vectors
+[B, D], maps [B, C, H, W] (the objective puts the channels in front), and tokens [B, T, D], of which the last s² may
+stand on a grid.
 """
 
 from collections.abc import Sequence
@@ -33,9 +33,10 @@ class MapAligner(nn.Module):
         self, student: torch.Size, teacher: torch.Size, kind: Literal["conv", "linear", "interpolate"]
     ) -> None:
         super().__init__()
-        self.from_layout, (channels, *_) = _layout(student)
-        self.to_layout, (teacher_channels, *self.size) = _layout(teacher)
-        self.prefix = teacher[1] - self.size[0] * self.size[1] if self.to_layout == "tokens" else 0
+        (channels, *_), (teacher_channels, *self.size) = _sides(student), _sides(teacher)
+        self.prefix = (
+            teacher[1] - self.size[0] * self.size[1] if len(teacher) == 3 else None
+        )  # None: the teacher's is a map
         self.project: nn.Module = nn.Identity()
         if kind == "conv":
             convolution = nn.Conv2d(channels, teacher_channels, 1, bias=False)
@@ -48,37 +49,33 @@ class MapAligner(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        projected: Tensor = self.project(self._to_map(features))
+        projected: Tensor = self.project(_as_map(features))
         resized = projected
         if [*projected.shape[2:]] != self.size:
             resized = functional.interpolate(projected, self.size, mode="bilinear", align_corners=False)
-        if self.to_layout == "map":
+        if self.prefix is None:
             return resized
-        if self.to_layout == "map, channels last":
-            return resized.permute(0, 2, 3, 1)
         tokens = resized.flatten(2).transpose(1, 2)
         mean = projected.mean((2, 3))[:, None].expand(-1, self.prefix, -1)
         return torch.cat([mean, tokens], dim=1)
 
-    def _to_map(self, features: Tensor) -> Tensor:
-        if self.from_layout == "map":
-            return features
-        if self.from_layout == "map, channels last":
-            return features.permute(0, 3, 1, 2)
-        side = isqrt(features.shape[1])
-        grid = features[:, -side * side :].transpose(1, 2)
-        return grid.reshape(*grid.shape[:2], side, side)
+
+def _as_map(features: Tensor) -> Tensor:
+    """Maps as they are, the grid of tokens [B, T, D] as a map."""
+    if features.dim() == 4:
+        return features
+    side = isqrt(features.shape[1])
+    grid = features[:, -side * side :].transpose(1, 2)
+    return grid.reshape(*grid.shape[:2], side, side)
 
 
-def _layout(shape: torch.Size) -> tuple[str, tuple[int, int, int]]:
-    """The layout of a tap, with its channels, height and width."""
-    if len(shape) == 4 and shape[1] == shape[2] != shape[3]:
-        return "map, channels last", (shape[3], shape[1], shape[2])
+def _sides(shape: torch.Size) -> tuple[int, int, int]:
+    """Channels, height and width of a map, or of the grid of tokens."""
     if len(shape) == 4:
-        return "map", (shape[1], shape[2], shape[3])
+        return shape[1], shape[2], shape[3]
     side = isqrt(shape[1]) if len(shape) == 3 else 0
     if side > 1 and shape[1] - side * side <= MOST_PREFIX_TOKENS:
-        return "tokens", (shape[2], side, side)
+        return shape[2], side, side
     raise UserError(f"{[*shape[1:]]} is neither a map nor tokens on a square grid")
 
 

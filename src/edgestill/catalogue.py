@@ -5,7 +5,6 @@ B batch, C channels, H height, W width, T positions, K classes.
 
 import inspect
 from collections.abc import Collection
-from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -105,7 +104,7 @@ def _of_maps(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _options(loss: Loss | type[nn.Module], given: Collection[str] = GIVEN) -> dict[str, Any]:
     """The keyword arguments that a recipe can give a loss or its module, with their defaults."""
-    parameters = inspect.signature(loss.func if isinstance(loss, partial) else loss).parameters.values()
+    parameters = inspect.signature(loss).parameters.values()
     return {
         parameter.name: parameter.default
         for parameter in parameters

@@ -11,14 +11,26 @@ STEPS = 7_040
 PHASES = (("warmup", 0, 1_408), ("distill", 1_408, 5_632), ("finetune", 5_632, STEPS))
 
 
-def write_run(folder: Path, *, classes: tuple[str, ...] = CLASSES, seeds: int = 3, artifacts: bool = True) -> Path:
-    """Everything that a finished run leaves for its report."""
+def write_run(
+    folder: Path,
+    *,
+    classes: tuple[str, ...] = CLASSES,
+    seeds: int = 3,
+    artifacts: bool = True,
+    every_format: bool = False,
+) -> Path:
+    """Everything that a finished run leaves for its report. `every_format`: one that trained its student for 8 bits,
+    exported it to every format and measured on another host."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text("task: image-classification\ndistill: {alpha: 0.9, temperature: 4}\n")
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in _metrics(seeds)))
-    save_result(folder, _result(classes, seeds, artifacts))
-    _write_answers(folder, len(classes), [artifact["name"] for artifact in ARTIFACTS] if artifacts else [])
+    lines, result = _metrics(seeds), _result(classes, seeds, artifacts)
+    if every_format:
+        lines += _quantized_metrics()
+        _add_every_format(result)
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    save_result(folder, result)
+    _write_answers(folder, len(classes), [artifact["name"] for artifact in result["artifacts"]])
     return folder
 
 
@@ -56,6 +68,33 @@ ARTIFACTS = [
         "runtime": "onnxruntime 1.32.0", "threads": 1, "quality_measured": "graph optimisation off",
     },
 ]  # fmt: skip
+
+
+QUANTIZED_STEPS = 780
+RUNTIMES = {"onnx": "onnxruntime 1.32.0", "executorch": "executorch 1.4.1", "openvino": "openvino 2026.4.1",
+            "litert": "ai-edge-litert 2.3.0"}  # fmt: skip
+POST, AWARE = "post-training", "quantization-aware"
+EVERY_FORMAT = (  # name, precision, how its 8 bits were made, bytes, quality, agreement, max error, p50, ÷ teacher
+    ("onnx", "float32", None, 318_144, 0.8801, 1.0, 3.1e-6, 0.412, 0.128),
+    ("onnx-int8", "int8", AWARE, 98_496, 0.8797, 0.9768, 0.81, 0.271, 0.0844),
+    ("onnx-int8-post", "int8", POST, 98_496, 0.8742, 0.9731, 0.734, 0.272, 0.0847),
+    ("onnx-int8-dynamic", "int8", "dynamic", 101_210, 0.8761, 0.9802, 0.56, 1.105, 0.344),
+    ("executorch", "float32", None, 321_984, 0.8801, 1.0, 4.4e-6, 0.468, 0.133),
+    ("executorch-int8", "int8", AWARE, 102_320, 0.8795, 0.9764, 0.82, 0.352, 0.1),
+    ("executorch-int8-post", "int8", POST, 102_320, 0.8744, 0.9735, 0.741, 0.351, 0.0997),
+    ("openvino", "float32", None, 361_402, 0.8801, 1.0, 3.6e-6, 0.297, 0.151),
+    ("openvino-float16", "float16", None, 204_730, 0.8802, 0.9993, 0.012, 0.301, 0.153),
+    ("openvino-int8", "int8", POST, 139_600, 0.8759, 0.9749, 0.66, 0.214, 0.109),
+    ("litert", "float32", None, 320_440, 0.8801, 1.0, 3.3e-6, 0.623, 0.139),
+    ("litert-int8", "int8", POST, 97_200, 0.8731, 0.969, 0.912, 0.388, 0.0866),
+)
+EMULATED = {"runtime": "onnxruntime 1.32.0", "samples": 200, "agreement": 1.0, "max_abs_error": 0.0021,
+            "divergence": 1.1e-7}  # fmt: skip
+LAYERS = {
+    f"layer{stage}.{block}.{part}": 0.0004 * (1 + 5 * ((7 * stage + 3 * block + place) % 8) ** 2) / 100
+    for stage in (1, 2, 3) for block in (0, 1) for place, part in enumerate(("conv1", "conv2", "shortcut.0"))
+}  # fmt: skip
+LAYERS = {"conv1": 0.0213, **LAYERS, "block.1.squeeze": 2.2e-7, "block.1.excite": 9.1e-8, "pooled": 0.0, "fc": 0.0061}
 
 
 STUDENT_TAPS, TEACHER_TAPS = (
@@ -120,6 +159,47 @@ def _result(classes: tuple[str, ...], seeds: int, artifacts: bool) -> dict[str, 
     }  # fmt: skip
 
 
+def _add_every_format(result: dict[str, Any]) -> None:
+    result["artifacts"] = [_artifact(*described) for described in EVERY_FORMAT]
+    result["teacher"] |= {"latency_ratio": 1.0, "throughput": 512.0, "throughput_batch": 32}
+    result["student"] |= {"latency_ratio": 0.128, "throughput": 3_210.0, "throughput_batch": 32}
+    result["budget"]["quality"] = {"limit": 0.88, "value": 0.8797, "met": False}
+    result["quantization"] = {
+        "samples": 300, "automatic": True, "kept_float": ["conv1"],
+        "layers": [{"layer": layer, "divergence": loss} for layer, loss in LAYERS.items()],
+    }  # fmt: skip
+    result["quantized"] = {"seed": 0, "quality": 0.8799, "validation": 0.886, "after": STEPS}
+    result["bench"] = {
+        "host": "user@pi", "hardware": {"machine": "aarch64", "cpu": "Raspberry Pi 4 Model B Rev 1.4", "cores": 4}
+    }  # fmt: skip
+    result["phases"].append({"name": "quantize", "steps": QUANTIZED_STEPS, "examples": QUANTIZED_STEPS * 128})
+    result["schedule"] += [
+        {"step": STEPS + step, "phase": "quantize", "alpha": 0.9, "temperature": 4, "lr": 0.001, "admitted": 1.0}
+        for step in range(0, QUANTIZED_STEPS, 20)
+    ]
+
+
+def _artifact(
+    name: str, precision: str, quantized: str | None, size: int, quality: float, agreement: float, error: float,
+    p50: float, ratio: float,
+) -> dict[str, Any]:  # fmt: skip
+    kind = name.partition("-")[0]
+    made: dict[str, Any] = {
+        "name": name, "format": kind, "precision": precision, "quantized": quantized,
+        "path": f"exports/{name}/student.{kind}", "bytes": size, "quality": quality, "samples": 1_000,
+        "agreement": agreement, "max_abs_error": error, "divergence": error / 100,
+        "latency_ms": {"p50": p50, "p90": p50 * 1.04, "p99": p50 * 1.21}, "latency_ratio": ratio,
+        "throughput": 1.4e3 / p50, "throughput_batch": 1 if kind == "litert" else 32, "load_seconds": 0.02,
+        "peak_memory_bytes": 4 * size, "runtime": RUNTIMES[kind], "threads": 1, "repeats": 3_000,
+    }  # fmt: skip
+    if kind == "onnx":
+        made["quality_measured"] = f"graph optimisation {'off' if quantized in (POST, AWARE) else 'on'}"
+        made["emulated"] = EMULATED
+    if quantized in (POST, AWARE) and kind in ("onnx", "executorch"):
+        made["simulated"] = {"agreement": 0.9991, "max_abs_error": 0.011}
+    return made
+
+
 def _arm(qualities: list[float]) -> dict[str, Any]:
     return {
         "seeds": [{"seed": seed, "quality": quality} for seed, quality in enumerate(qualities)],
@@ -160,6 +240,18 @@ def _metrics(seeds: int) -> list[dict[str, Any]]:
                     validation = height - 0.45 * float(np.exp(-step / 1_300)) + 0.012 * float(noise.standard_normal())
                     lines.append({"arm": arm, "seed": seed, "step": step, "epoch": step // 352, "phase": now["phase"],
                                   "validation": validation})  # fmt: skip
+    return lines
+
+
+def _quantized_metrics() -> list[dict[str, Any]]:
+    """Its steps are counted from 0 again."""
+    lines: list[dict[str, Any]] = []
+    for step in range(0, QUANTIZED_STEPS, 20):
+        here = {"arm": "quantized", "seed": 0, "step": step, "phase": "quantize"}
+        parts = {"hard": {"value": 0.5, "weight": 0.1}, "soft": {"value": 1.6 - step / 2_000, "weight": 0.9}}
+        lines.append({**here, "loss": 1.49 - step / 2_200, "parts": parts, "lr": 0.001})
+        if step % 260 == 240 or step == 760:
+            lines.append({**here, "validation": 0.87 + step / 50_000})
     return lines
 
 

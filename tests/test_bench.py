@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgestill.bench.host import bench, repeats_for
+from edgestill.bench.host import Artifact, bench
 from edgestill.errors import UserError
-from edgestill.runtimes.process import RuntimeProcess
+from edgestill.runtimes.measure import RuntimeProcess, repeats_for
 
 
 def write_matmul(path: Path, rows: int, columns: int) -> Path:
@@ -31,7 +31,7 @@ def test_measurements_are_ordered_and_of_the_file_itself(tmp_path: Path) -> None
         "large": write_matmul(tmp_path / "large.onnx", 4096, 2048),
     }
     inputs = {"small": np.ones((3, 32), np.float32), "large": np.ones((5, 4096), np.float32)}
-    measured = bench(artifacts, inputs, threads=1)
+    measured = bench({name: Artifact(path) for name, path in artifacts.items()}, inputs, threads=1)
     assert list(measured) == ["small", "large"]
     for name, result in measured.items():
         assert 0 < result.p50 <= result.p90 <= result.p99
@@ -40,6 +40,9 @@ def test_measurements_are_ordered_and_of_the_file_itself(tmp_path: Path) -> None
         assert result.runtime.startswith("onnxruntime ")
         assert result.threads == 1
         assert result.repeats >= 20
+        assert result.throughput > 0
+        assert result.throughput_batch == 32
+        assert result.energy_joules is None or result.energy_joules > 0
     # 32 MiB of weights lie in the memory of the large one, and not in the other's, nor does this process's own size.
     assert 32 * 2**20 < measured["large"].peak_memory_bytes < 160 * 2**20
     assert 0 <= measured["small"].peak_memory_bytes < 16 * 2**20
@@ -54,9 +57,9 @@ def test_progress_covers_every_artifact_and_every_round(tmp_path: Path) -> None:
         steps.append((description, len(items), total))
         return items
 
-    file = write_matmul(tmp_path / "model.onnx", 8, 8)
+    file = Artifact(write_matmul(tmp_path / "model.onnx", 8, 8))
     bench({"a": file, "b": file}, {"a": np.ones((1, 8)), "b": np.ones((1, 8))}, track=track)
-    assert [total for _, _, total in steps] == [2, 20]
+    assert [total for _, _, total in steps] == [2, 20, 5]
     assert all(count == total for _, count, total in steps)
 
 
@@ -77,20 +80,30 @@ def test_a_broken_artifact_ends_every_process(tmp_path: Path, monkeypatch: pytes
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(good.read_bytes()[:40])
     with pytest.raises(UserError, match=r"bad\.onnx"):
-        bench({"good": good, "bad": bad}, {"good": np.ones((1, 8)), "bad": np.ones((1, 8))})
+        bench({"good": Artifact(good), "bad": Artifact(bad)}, {"good": np.ones((1, 8)), "bad": np.ones((1, 8))})
 
     def interrupted(items, description, total):
         yield from items if "memory" in description else []
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bench({"good": good}, {"good": np.ones((1, 8))}, track=interrupted)
-    assert len(started) >= 5
+        bench({"good": Artifact(good)}, {"good": np.ones((1, 8))}, track=interrupted)
+    assert len(started) >= 4
     assert all(process.process.poll() is not None for process in started)
 
 
 def test_an_artifact_without_samples_is_refused(tmp_path: Path) -> None:
-    file = write_matmul(tmp_path / "model.onnx", 8, 8)
+    file = Artifact(write_matmul(tmp_path / "model.onnx", 8, 8))
     with pytest.raises(UserError, match="none came for: b"):
         bench({"a": file, "b": file}, {"a": np.ones((1, 8)), "b": np.ones((0, 8))})
     assert bench({}, {}) == {}
+
+
+def test_a_missing_file_and_a_runtime_without_an_empty_model_are_refused(tmp_path: Path) -> None:
+    rows = np.ones((1, 8))
+    (tmp_path / "absent.xml").write_text("")
+    with pytest.raises(UserError, match=r"measure a, but there is no file .*absent\.bin"):
+        bench({"a": Artifact(tmp_path / "absent.xml")}, {"a": rows})
+    file = write_matmul(tmp_path / "model.onnx", 8, 8)
+    with pytest.raises(UserError, match="empty model"):
+        bench({"a": Artifact(file, runtime=tmp_path / "other_runtime.py")}, {"a": rows})

@@ -1,10 +1,7 @@
 """What is promised of an exported file: alone, small, the same answers, and honest when it is not the same model."""
 
 import copy
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,9 @@ from torch.nn import functional as F
 from edgestill.errors import UserError
 from edgestill.export.onnx import export, quantize_int8
 from edgestill.export.verify import artifact_outputs, verify
-from edgestill.runtimes import onnx_runtime, process
+from edgestill.runtimes import onnx_runtime
+
+RUNTIME = Path(onnx_runtime.__file__)
 
 
 class Residual(nn.Module):
@@ -112,7 +111,7 @@ def test_export_leaves_the_module_as_it_was(images: np.ndarray, tmp_path: Path) 
     model.norm1.eval()
     before = copy.deepcopy(model)
     export(model, torch.from_numpy(images[:3]), tmp_path / "model.onnx")
-    verify(tmp_path / "model.onnx", model, images[:3])
+    verify(tmp_path / "model.onnx", model, images[:3], runtime=RUNTIME)
     assert [part.training for part in model.modules()] == [part.training for part in before.modules()]
     assert model.stem.weight.stride() == before.stem.weight.stride()
     for key, value in before.state_dict().items():
@@ -130,7 +129,7 @@ def test_a_failed_export_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_verify_finds_the_same_answers(exported: Path, model: Residual, images: np.ndarray) -> None:
-    parity = verify(exported, model, images[:1000])
+    parity = verify(exported, model, images[:1000], runtime=RUNTIME)
     assert (parity.samples, parity.agreement) == (1000, 1.0)
     assert parity.max_abs_error < 1e-4
     assert 0 <= parity.divergence + 1e-12 < 1e-6
@@ -138,7 +137,7 @@ def test_verify_finds_the_same_answers(exported: Path, model: Residual, images: 
 
 def test_verify_catches_a_file_of_another_model(exported: Path, images: np.ndarray) -> None:
     torch.manual_seed(5)
-    parity = verify(exported, Residual(), images[:200])
+    parity = verify(exported, Residual(), images[:200], runtime=RUNTIME)
     assert parity.agreement < 0.5
     assert parity.max_abs_error > 0.5
     assert parity.divergence > 0.1
@@ -150,9 +149,9 @@ def test_verify_refuses_a_file_with_other_classes_or_no_samples(
     other = copy.deepcopy(model)
     other.linear = nn.Linear(24, 7)
     with pytest.raises(UserError, match=r"\(8, 10\).*\(8, 7\)"):
-        verify(exported, other, images[:8])
+        verify(exported, other, images[:8], runtime=RUNTIME)
     with pytest.raises(UserError, match="at least one sample"):
-        verify(exported, model, images[:0])
+        verify(exported, model, images[:0], runtime=RUNTIME)
 
 
 def test_verify_compares_every_batch_size(model: Residual, images: np.ndarray, tmp_path: Path) -> None:
@@ -165,13 +164,13 @@ def test_verify_compares_every_batch_size(model: Residual, images: np.ndarray, t
             return self.inner(x) + torch.ones(x.shape[0]).mean() / x.shape[0]
 
     export(SingleIsOff(), torch.zeros(1, 1, 8, 8), tmp_path / "model.onnx")
-    assert verify(tmp_path / "model.onnx", model, images[:64], batches=(64,)).max_abs_error < 0.02
-    assert verify(tmp_path / "model.onnx", model, images[:64], batches=(1, 64)).max_abs_error > 0.9
+    assert verify(tmp_path / "model.onnx", model, images[:64], batches=(64,), runtime=RUNTIME).max_abs_error < 0.02
+    assert verify(tmp_path / "model.onnx", model, images[:64], batches=(1, 64), runtime=RUNTIME).max_abs_error > 0.9
 
 
 def test_int8_is_smaller_and_agrees(exported: Path, quantized: Path, model: Residual, images: np.ndarray) -> None:
     assert quantized.stat().st_size < 0.6 * exported.stat().st_size
-    parity = verify(quantized, model, images[:1000], optimize=False)
+    parity = verify(quantized, model, images[:1000], optimize=False, runtime=RUNTIME)
     assert parity.agreement > 0.97
     assert 1e-4 < parity.max_abs_error < 2
 
@@ -210,7 +209,10 @@ def test_a_file_that_cannot_be_opened_is_one_clear_line(exported: Path, tmp_path
     whole = exported.read_bytes()
     if content is not None:
         broken.write_bytes({"half": whole[: len(whole) // 2], "text": b"not a model", "nothing": b""}[content])
-    for refusal, opened in ((ValueError, onnx_runtime.load), (UserError, lambda path: artifact_outputs(path, [[1.0]]))):
+    for refusal, opened in (
+        (ValueError, onnx_runtime.load),
+        (UserError, lambda path: artifact_outputs(path, [[1.0]], runtime=RUNTIME)),
+    ):
         with pytest.raises(refusal, match=re.escape(str(broken))) as raised:
             opened(broken)
         assert "\n" not in str(raised.value)
@@ -218,40 +220,4 @@ def test_a_file_that_cannot_be_opened_is_one_clear_line(exported: Path, tmp_path
 
 def test_inputs_of_another_shape_are_refused_by_name(exported: Path) -> None:
     with pytest.raises(UserError, match=re.escape(str(exported))):
-        artifact_outputs(exported, np.zeros((2, 3, 8, 8), np.float32))
-
-
-@pytest.mark.parametrize("name", ["torch", "edgestill"])
-def test_the_process_of_a_runtime_cannot_import_torch(tmp_path: Path, name: str) -> None:
-    program = tmp_path / "runtime.py"
-    program.write_text(f"import {name}\n")
-    with pytest.raises(RuntimeError, match=f"import of {name} halted"):
-        process.RuntimeProcess(tmp_path / "any.onnx", program=program)
-
-
-def test_the_runtime_file_runs_alone_in_an_empty_folder(exported: Path, images: np.ndarray, tmp_path: Path) -> None:
-    alone = tmp_path / "onnx_runtime.py"
-    alone.write_bytes(Path(onnx_runtime.__file__).read_bytes())
-    np.save(tmp_path / "in.npy", images[:10])
-    commands = [
-        {"predict": str(tmp_path / "in.npy"), "output": str(tmp_path / "out.npy"), "batch": 4},
-        {"time": 5, "inputs": str(tmp_path / "in.npy"), "start": 8},
-        {"memory": True},
-        {"fly": True},
-    ]
-    ran = subprocess.run(
-        [sys.executable, "-I", str(alone), str(exported)],
-        input="\n".join(json.dumps(command) for command in commands),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    opened, predicted, timed, memory, refused = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert opened["runtime"] == onnx_runtime.RUNTIME
-    assert predicted == {"samples": 10}
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), onnx_runtime.load(exported)(images[:10]), atol=1e-5)
-    assert len(timed["seconds"]) == 5
-    assert all(second > 0 for second in timed["seconds"])
-    assert memory["peak_bytes"] > 1_000_000
-    assert "fly" in refused["error"]
+        artifact_outputs(exported, np.zeros((2, 3, 8, 8), np.float32), runtime=RUNTIME)

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgestill import report
+from edgestill import card, report
 from edgestill.errors import UserError
-from synthetic_run import CLASSES, LAYER_MAPS, load_result, save_result, write_run
+from edgestill.report import curves, eight_bits, words
+from synthetic_run import CLASSES, EVERY_FORMAT, LAYER_MAPS, LAYERS, STEPS, load_result, save_result, write_run
 
 
 class Page(HTMLParser):
@@ -38,7 +39,7 @@ class Page(HTMLParser):
             if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
                 self.references.append(value or "")
             if name == "aria-label":
-                self.labels.append(value or "")
+                self.labels.append(re.sub(r"\s+", " ", value or ""))
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attributes)
@@ -327,3 +328,186 @@ def test_a_teacher_that_knew_the_validation_images_is_remarked(tmp_path):
     result["teacher"]["validation_quality"] = 0.99
     save_result(run, result)
     assert "trained on these validation images" in report.write(run).read_text()
+
+
+@pytest.fixture(scope="module")
+def every_format(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("every") / "run", every_format=True)
+
+
+@pytest.fixture(scope="module")
+def full_page(every_format: Path) -> Page:
+    return Page(report.write(every_format))
+
+
+def test_float_and_both_ways_to_8_bits_stand_side_by_side_for_each_format(full_page: Page) -> None:
+    assert (
+        "onnx float 88.01 % – 100 % – 318 KB 0.13 dynamic 87.61 % −0.40 98.02 % – 101 KB 0.34 "
+        "post-training 87.42 % −0.59 97.31 % 99.91 % 98.5 KB 0.085 "
+        "quantization-aware 87.97 % −0.04 97.68 % 99.91 % 98.5 KB 0.084 executorch float"
+    ) in full_page.text
+    assert (
+        "openvino post-training only float 88.01 % – 100 % – 361 KB 0.15 post-training 87.59 % −0.42" in full_page.text
+    )
+    assert full_page.text.count("post-training only") == 2  # and litert
+
+
+def test_a_difference_in_8_bits_is_to_the_float_file_of_the_same_format(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", every_format=True)
+    result = load_result(run)
+    of = {artifact["name"]: artifact for artifact in result["artifacts"]}
+    of["litert"]["quality"] = 0.8741
+    result["artifacts"].remove(of["executorch"])
+    found = {group["name"]: group for group in eight_bits.formats(result, words.metric(result))}
+    assert [row["difference"] for row in found["litert"]["rows"]] == ["–", "−0.10"]
+    assert [row["difference"] for row in found["executorch"]["rows"]] == ["–", "–"]
+    assert found["executorch"]["note"] == "no float file to compare with"
+
+
+def test_a_run_without_8_bits_has_no_room_for_them(tmp_path: Path, page: Page) -> None:
+    assert "In 8 bits" not in page.text
+    run = write_run(tmp_path / "run", every_format=True)
+    result = load_result(run)
+    result["artifacts"] = [artifact for artifact in result["artifacts"] if not artifact["quantized"]]
+    del result["quantization"], result["quantized"]
+    save_result(run, result)
+    text = Page(report.write(run)).text
+    assert "In 8 bits" not in text
+    assert "in 8 bits" not in text
+
+
+def test_files_in_8_bits_without_measured_layers_have_their_table_alone_and_layers_their_bars(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", every_format=True)
+    result = load_result(run)
+    save_result(run, {key: value for key, value in result.items() if key != "quantization"})
+    text = Page(report.write(run)).text
+    assert "What 8 bits cost each format" in text
+    assert "The layers that lose most" not in text
+    save_result(run, {**result, "artifacts": [], "budget": {}})
+    text = Page(report.write(run)).text
+    assert "What 8 bits cost each format" not in text
+    assert "The layers that lose most in 8 bits" in text
+
+
+def test_the_layers_that_lose_most_are_drawn_the_worst_first_and_the_rest_counted(full_page: Page) -> None:
+    said = next(label for label in full_page.labels if label.startswith("The layers that lose most"))
+    assert "bits. conv1 0.021 (in float), fc 0.0061, layer1.0.conv1 9.8 × 10⁻⁴, " in said
+    assert said.count(", ") == eight_bits.SHOWN - 1
+    left = len(LAYERS) - eight_bits.SHOWN
+    assert f"{left} more layers are not drawn, of 2.2 × 10⁻⁷ at most." in full_page.text
+    assert "KL divergence to the float student, in nats, mean on 300 training images." in full_page.text
+    assert "0.021 · in float" in full_page.text
+
+
+@pytest.mark.parametrize(
+    ("kept", "automatic", "said"),
+    [
+        (["fc", "conv1"], True, "Kept in float, chosen automatically: fc, conv1."),
+        (["fc"], False, "Kept in float, as the recipe asks: fc."),
+        ([], True, "None had to be kept in float, which was decided automatically."),
+        ([], False, "None is kept in float."),
+    ],
+)
+def test_which_layers_stay_in_float_is_said_and_who_chose_them(kept: list[str], automatic: bool, said: str) -> None:
+    layers = [{"layer": "conv1", "divergence": -1e-12}, {"layer": "fc", "divergence": 0.0}]
+    plot = eight_bits.layer_losses({"quantization": {"layers": layers, "kept_float": kept, "automatic": automatic}})
+    assert plot is not None
+    assert plot.note.endswith(said)
+    assert ("in float" in plot.svg) == bool(kept)
+
+
+def test_relative_latency_throughput_and_their_host_are_told(full_page: Page) -> None:
+    assert (
+        "onnx-int8 onnxruntime 1.32.0 · 1 thread 88.0 % 93.5 % 97.68 % 0.81 – – 98.5 KB 0.271 0.282 0.328 0.084 5,166"
+        in (full_page.text)
+    )
+    assert "Throughput: in batches of 32 (onnx, executorch, openvino), one by one (litert)." in full_page.text
+    assert "were measured on user@pi (Raspberry Pi 4 Model B Rev 1.4, aarch64)." in full_page.text
+    assert "latency of one sample on user@pi, p50" in full_page.text
+    assert "1 thread on user@pi" in full_page.text
+
+
+def test_speed_is_that_over_the_teacher_in_the_runtime_of_the_file(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", every_format=True)
+    result = load_result(run)
+    result["budget"]["artifact"] = "litert-int8"
+    save_result(run, result)
+    text = Page(report.write(run)).text
+    assert "12× faster 0.388 ms a sample, the teacher 4.48 ms" in text  # 0.388 / 0.0866, not onnxruntime's 3.21
+
+
+def test_energy_and_emulated_arm_are_told_only_where_they_were_measured(tmp_path: Path, full_page: Page) -> None:
+    assert "On an emulated ARM processor (onnxruntime 1.32.0), agreement with this host’s answers on 200 images: " in (
+        full_page.text
+    )
+    assert "onnx-int8 100 % (max error 0.0021)" in full_page.text
+    assert "mJ/sample" not in full_page.text
+    run = write_run(tmp_path / "run")
+    result = load_result(run)
+    result["artifacts"][1]["energy_mj"] = 1.23
+    save_result(run, result)
+    text = Page(report.write(run)).text
+    assert "emulated" not in text
+    assert "memory energy" in text
+    assert "720 KB 1.23" in text
+
+
+def test_many_files_have_plots_of_their_own_and_a_key_instead_of_names(full_page: Page) -> None:
+    told = {label.split(".")[0]: label for label in full_page.labels if label.startswith("Accuracy against")}
+    assert list(told) == [
+        "Accuracy against size", "Accuracy against latency", "Accuracy against size, the files",
+        "Accuracy against latency, the files",
+    ]  # fmt: skip
+    assert "teacher 3.47 MB" in told["Accuracy against size"]
+    assert "litert" not in told["Accuracy against size"]
+    assert "teacher" not in told["Accuracy against size, the files"]
+    names = [name for name, *_ in EVERY_FORMAT]
+    assert all(f"{name} " in told["Accuracy against size, the files"] for name in names)
+    assert " ".join(names) in full_page.text
+
+
+def test_no_two_of_many_files_look_alike() -> None:
+    artifacts = [{"name": name, "format": name.partition("-")[0], "precision": precision, "quantized": how}
+                 for name, precision, how, *_ in EVERY_FORMAT]  # fmt: skip
+    looks = words.roles(artifacts)
+    assert len({looks[artifact["name"]] for artifact in artifacts}) == len(artifacts)
+    assert {looks[name].marker for name in ("onnx", "onnx-int8", "onnx-int8-post", "onnx-int8-dynamic")} == {"D"}
+    assert looks["executorch-int8"].colour == looks["onnx-int8"].colour != looks["onnx-int8-post"].colour
+
+
+def test_the_phase_for_8_bits_is_drawn_behind_the_students_training(every_format: Path, full_page: Page) -> None:
+    assert "student in 8 bits seed 0 88.5 %" in "".join(full_page.labels)
+    lines = [{"arm": arm, "seed": 0, "step": 40} for arm in ("student", "quantized")]
+    assert [line["step"] for line in curves._run_on(lines, {"after": STEPS})] == [40, STEPS + 40]
+    assert [line["arm"] for line in curves._run_on(lines, {})] == ["student"]
+    loss = next(label for label in full_page.labels if label.startswith("Loss of the student"))
+    assert "soft from 6.7 to 1.11" in loss  # to the mean of the last two of the phase for 8 bits: 0.9 · 1.23
+    assert "nan" not in loss
+
+
+def test_a_run_interrupted_in_its_phase_for_8_bits_has_a_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", every_format=True)
+    result = {**load_result(run), "status": "interrupted", "artifacts": [], "budget": {}}
+    del result["quantized"], result["bench"]
+    save_result(run, result)
+    page = Page(report.write(run))
+    assert page.open == []
+    assert "student in 8 bits seed" not in "".join(page.labels)
+
+
+def test_the_model_card_tells_how_each_file_was_made_and_where_it_was_timed(every_format: Path, whole: Path) -> None:
+    needed = {"date": "2026-11-22", "licences": {}}
+    results = [{**load_result(run), **needed} for run in (every_format, whole)]
+    for result in results:
+        result["student"]["options"] = {}
+    full, plain = map(card.write, results)
+    assert (
+        "| exports/litert-int8/student.litert | int8, post-training | ai-edge-litert 2.3.0 | 87.31 % | 96.90 % "
+        "| 97,200 | 0.388 | 0.087 |"
+    ) in full
+    assert "Latency was measured on user@pi." in full
+    assert "| exports/model.onnx | float32 | onnxruntime 1.32.0 | 88.01 % | 100.00 % | 318,144 | 0.412 | – |" in plain
+    assert "was measured on" not in plain
+    results[0]["budget"]["artifact"] = "litert-int8"
+    assert "exports/litert-int8/student.litert: 87.31 % accuracy, agrees" in card.write(results[0])
+    assert "11.5 times faster than the teacher" in card.write(results[0])

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgestill import checkpoint, folder
-from edgestill.assemble import BASELINE, STUDENT, TEACHER, Job
+from edgestill.assemble import BASELINE, QUANTIZED, STUDENT, TEACHER, Job
 from edgestill.data.curriculum import ranks_within_class
 from edgestill.data.images import Images
 from edgestill.errors import UserError
@@ -36,14 +36,15 @@ class Outcome:
 
 def saved_step(out: Path, arm: str, seed: int) -> float:
     """The step that a training was last saved at: infinity once it is finished, 0 where nothing was saved."""
-    place = _place(out, arm, seed)
+    place = place_of(out, arm, seed)
     if (place / "final.pt").is_file():
         return float("inf")
     saved = checkpoint.load(place / "last.pt")
     return saved["step"] if saved else 0
 
 
-def _place(out: Path, arm: str, seed: int) -> Path:
+def place_of(out: Path, arm: str, seed: int) -> Path:
+    """Where an arm's training with a seed keeps its state."""
     return out / "arms" / arm / str(seed)
 
 
@@ -59,8 +60,8 @@ def fits_teacher(job: Job) -> bool:
 
 
 def arm_names(job: Job) -> list[str]:
-    """The arms in the order in which each seed trains them."""
-    return [BASELINE, STUDENT] if job.recipe.compare.baseline else [STUDENT]
+    """The arms in the order in which each seed trains them. Without a float phase there is nothing to compare."""
+    return [BASELINE, STUDENT] if job.recipe.compare.baseline and job.schedule(STUDENT).steps else [STUDENT]
 
 
 def follow(job: Job, out: Path, resume: bool) -> None:
@@ -113,11 +114,20 @@ def difficulty(job: Job, track: Track) -> NDArray[np.float64] | None:
 
 
 def train_arm(
-    job: Job, arm: str, seed: int, ranks: NDArray[np.float64] | None, out: Path, log: Log, track: Track, resume: bool
+    job: Job,
+    arm: str,
+    seed: int,
+    ranks: NDArray[np.float64] | None,
+    out: Path,
+    log: Log,
+    track: Track,
+    resume: bool,
+    begun: Model | None = None,
 ) -> tuple[Model, Outcome]:
-    """Trains an arm with a seed and reads the test set with its final model, once. A finished arm is read back."""
-    place = _place(out, arm, seed)
-    student = job.student(seed, arm)
+    """Trains an arm with a seed, from the model that it has `begun` with, and reads the test set with its final model,
+    once. A finished arm is read back."""
+    place = place_of(out, arm, seed)
+    student = begun or job.student(seed, arm)
     finished = checkpoint.load(place / "final.pt") if resume else None
     job.processes.first(lambda: finished is not None)
     if finished is not None:
@@ -150,11 +160,15 @@ def _train(
     resume: bool,
 ) -> Trained:
     teacher = None
-    if arm == STUDENT:
+    if not job.schedule(arm).phases:  # a student with weights, and a phase that trains it for 8 bits alone
+        return Trained(job.validate(model.input)(to_device(model.module, job.device)))
+    if arm in (STUDENT, QUANTIZED):
         precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
         teacher = OnlineTeacher(job.teacher, job.device, precision)
     torch.manual_seed(seed)
     objective = job.objective(arm)
+    if arm == QUANTIZED and (student := checkpoint.load(place_of(out, STUDENT, seed) / "last.pt")):
+        objective.load_state_dict(student["objective"])  # aligners go on from where the student's ended
     torch.manual_seed(seed)  # again: what the aligners drew must not shift the student's dropout against the baseline's
     return train(
         model,
@@ -164,7 +178,7 @@ def _train(
         teacher=teacher,
         validate=job.validate(model.input),
         options=job.options(arm),
-        folder=_place(out, arm, seed),
+        folder=place_of(out, arm, seed),
         log=lambda line: log({"arm": arm, "seed": seed, **line}),
         track=lambda items, _, total: track(
             items, f"{arm} seed {seed}" if arm != TEACHER else "teacher: fitting", total

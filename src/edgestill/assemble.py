@@ -14,18 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgestill.bench import emulated, remote
 from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
 from edgestill.data.images import Images, hold_out, keep_labels, spaced
 from edgestill.data.sources import check_apart, load_splits, resolve, splits_of
 from edgestill.errors import UserError, first_line
 from edgestill.evaluate.classification import accuracy, logits, predictor
+from edgestill.export import formats
 from edgestill.functions import load_function
 from edgestill.losses import SOFT_LOSSES, TERM_LOSSES
 from edgestill.models import ImageInput, Model, example, forward, load_model, select_classes, to_device
 from edgestill.objective import Objective, Term, layout
 from edgestill.paths import exists
 from edgestill.processes import ALONE, Processes
-from edgestill.recipe import Recipe
+from edgestill.recipe import EMULATED, Recipe
+from edgestill.recipe import Phase as PhaseSection
 from edgestill.recipe import Student as StudentSection
 from edgestill.recipe import Teacher as TeacherSection
 from edgestill.recipe import Term as TermSection
@@ -40,8 +43,10 @@ from edgestill.train import Options, Track
 
 _log = logging.getLogger("edgestill")
 
-BASELINE, STUDENT, TEACHER = "baseline", "student", "teacher"
+BASELINE, STUDENT, TEACHER, QUANTIZED = "baseline", "student", "teacher", "quantized"
 SIMILARITY_SAMPLES = 512
+QUANTIZE_LR = 0.1
+"""The learning rate of a quantize phase, relative to the training's."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Job:
     def objective(self, arm: str) -> Objective:
         """What an arm learns from; the baseline and a fitted teacher learn from labels alone."""
         smoothing = self.recipe.train.label_smoothing
-        if arm != STUDENT:
+        if arm not in (STUDENT, QUANTIZED):
             return Objective(alpha=0.0, label_smoothing=smoothing if arm == BASELINE else 0.0)
         distill = self.recipe.distill
         return Objective(
@@ -102,31 +107,51 @@ class Job:
             label_smoothing=smoothing,
         )
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether a last phase trains the student for 8 bits."""
+        return self.recipe.phases[-1].fake_quantize is not None
+
     def schedule(self, arm: str) -> Schedule:
-        """An arm's phases. The baseline has the student's steps and learning rates, and nothing of the teacher's."""
+        """An arm's phases. The baseline has the student's steps and learning rates, and nothing of the teacher's. The
+        phase that trains for 8 bits is an arm of its own behind the student's, with its own learning rates."""
         fit = self.recipe.teacher.fit
         if arm == TEACHER and fit is not None:
             steps = max(1, round(fit.epochs * int((self.splits.fit.labels >= 0).sum()) / fit.batch_size))
             return Schedule((Phase("fit", 1.0, 0.0, 1.0, fit.lr),), steps, ramp=0.05)
-        train, distill = self.recipe.train, self.recipe.distill
-        steps = max(1, round(train.epochs * len(self.splits.train.labels) / train.batch_size))
-        phases = []
-        for section in self.recipe.phases:
-            phase = Phase(
-                name=section.name,
-                share=section.share,
-                alpha=distill.alpha if section.alpha is None else section.alpha,
-                temperature=section.temperature or distill.temperature,
-                lr=section.lr or train.lr,
-                order=section.order,
-                terms=self.phase_terms[section.name],
-            )
-            phases.append(replace(phase, alpha=0.0, order="uniform", terms=()) if arm == BASELINE else phase)
-        return Schedule(tuple(phases), steps, ramp=train.lr_ramp, shape=train.lr_shape)
+        train, sections = self.recipe.train, self.recipe.phases
+        last = sections[-1]
+        trained_for = last.share if last.fake_quantize else 0.0
+        total = max(1, round(train.epochs * len(self.splits.train.labels) / train.batch_size))
+        steps = round(total * (1 - trained_for))
+        if arm == QUANTIZED:
+            lr = last.lr or train.lr * QUANTIZE_LR
+            return Schedule((self._phase(last, 1.0, lr),), max(1, total - steps), train.lr_ramp, train.lr_shape)
+        phases = tuple(
+            self._phase(section, section.share / (1 - trained_for), section.lr or train.lr)
+            for section in sections
+            if section.fake_quantize is None
+        )
+        if arm == BASELINE:
+            phases = tuple(replace(phase, alpha=0.0, order="uniform", terms=()) for phase in phases)
+        return Schedule(phases, max(steps, 1) if phases else 0, train.lr_ramp, train.lr_shape)
+
+    def _phase(self, section: PhaseSection, share: float, lr: float) -> Phase:
+        distill = self.recipe.distill
+        return Phase(
+            name=section.name,
+            share=share,
+            alpha=distill.alpha if section.alpha is None else section.alpha,
+            temperature=section.temperature or distill.temperature,
+            lr=lr,
+            order=section.order,
+            terms=self.phase_terms[section.name],
+        )
 
     def batches(self, arm: str, seed: int, ranks: NDArray[np.float64] | None) -> Callable[[int, Settings], Batch]:
         """This process's rows of the batch of a step: a pure function. Phases without the teacher draw from labelled
-        samples alone."""
+        samples alone. The quantized student goes on where the student ended."""
+        before = self.schedule(STUDENT).steps if arm == QUANTIZED else 0
         train, fit = self.recipe.train, self.recipe.teacher.fit
         images = self.splits.fit if arm == TEACHER else self.splits.train
         size = fit.batch_size if arm == TEACHER and fit is not None else train.batch_size
@@ -143,14 +168,14 @@ class Job:
                 places, epochs = draw_easiest(step, pool_ranks, settings.admitted, size, seed)
                 indices = pool[places]
             else:
-                indices, epochs = draw(step, pool, size, seed)
+                indices, epochs = draw(before + step, pool, size, seed)
             return batch(images, indices[rows], epochs[rows], views, seed, partners=pool)
 
         return batch_at
 
     def options(self, arm: str) -> Options:
         """How the steps of an arm are taken."""
-        train, fit, schedule = self.recipe.train, self.recipe.teacher.fit, self.schedule(arm)
+        train, fit, steps = self.recipe.train, self.recipe.teacher.fit, self.schedule(arm).steps
         section: Any = fit if arm == TEACHER and fit is not None else train
         per_epoch = max(1, len(self.splits.train.labels) // section.batch_size)
         return Options(
@@ -163,8 +188,8 @@ class Job:
             on_nonfinite=train.on_nonfinite,
             device=str(self.device),
             precision=torch.bfloat16 if train.precision == "bf16" else torch.float32,
-            validate_every=max(per_epoch, schedule.steps // 25),
-            log_every=max(1, min(per_epoch, schedule.steps // 200)),
+            validate_every=max(per_epoch, steps // 25),
+            log_every=max(1, min(per_epoch, steps // 200)),
         )
 
     def validate(self, expected: ImageInput) -> Callable[[nn.Module], float]:
@@ -187,6 +212,11 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     _check_shares(recipe, processes)
     _check_files(recipe)
     tracker = recipe.train.tracker
+    formats.check(recipe.export)
+    if recipe.bench.host == EMULATED:
+        emulated.check(f"student{formats.FORMATS[name].suffix}" for name in recipe.export)
+    elif recipe.bench.host is not None:
+        remote.address(recipe.bench.host)
     if tracker is not None and importlib.util.find_spec(tracker) is None:
         raise UserError(f"train.tracker: {tracker} is not installed: pip install 'edgestill[{tracker}]'")
     splits = splits or _splits(recipe, track)

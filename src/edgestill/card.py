@@ -1,5 +1,6 @@
 """The model card of the student's folder: what it is, its measured numbers, how to load it, its licences."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgestill.words import percent, summary
@@ -13,14 +14,30 @@ def write(result: dict[str, Any]) -> str:
     lines = ["# Student", ""]
     lines += [f"A distilled {result['task']} model of {student['parameters']:,} parameters, made {result['date']}.", ""]
     lines += ["## Measured", "", *(f"- {line}" for line in summary(result)), ""]
-    lines += ["| artifact | accuracy | agreement | bytes | p50 ms |", "|---|---|---|---|---|"]
-    for artifact in result.get("artifacts", []):
-        shares = f"{percent(artifact['quality'])} | {percent(artifact['agreement'])}"
-        lines.append(f"| {artifact['path']} | {shares} | {artifact['bytes']:,} | {artifact['latency_ms']['p50']:.3f} |")
+    lines += _table(result)
     lines += ["", "## Loading", "", "```python", *_loading(student["model"], student["options"]), "```", ""]
     lines += ["Input normalisation and class names are in `edgestill.json`.", "", "## Licences", ""]
     lines += [f"- {what}: {licence or _UNSTATED}" for what, licence in result["licences"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _table(result: dict[str, Any]) -> list[str]:
+    """The artifacts, and what their columns mean where a reader could not know it."""
+    artifacts, host = result.get("artifacts", []), result.get("bench", {}).get("host")
+    columns = ["artifact", "numbers", "runtime", "accuracy", "agreement", "bytes", "p50 ms", "p50 ÷ teacher"]
+    lines = [_row(columns), _row(["---"] * len(columns))]
+    for artifact in artifacts:
+        how, ratio = artifact.get("quantized"), artifact.get("latency_ratio")
+        cells = [artifact["path"], f"{artifact['precision']}{f', {how}' if how else ''}", artifact["runtime"]]
+        cells += [percent(artifact["quality"]), percent(artifact["agreement"]), f"{artifact['bytes']:,}"]
+        cells += [f"{artifact['latency_ms']['p50']:.3f}", "–" if ratio is None else f"{ratio:.3f}"]
+        lines.append(_row(cells))
+    lines += ["", "Agreement: with the float student. p50 ÷ teacher: over the float teacher's in the same runtime."]
+    return lines + ([f"Latency was measured on {host}."] if host else [])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _loading(spec: str, options: dict[str, Any]) -> list[str]:

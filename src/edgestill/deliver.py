@@ -3,112 +3,313 @@
 N samples, C channels, H height, W width, K classes.
 """
 
-from dataclasses import asdict
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from edgestill.assemble import Job, cpu_threads
-from edgestill.bench.host import bench
+from edgestill.bench import emulated
+from edgestill.bench.host import Artifact, Measurement, bench
+from edgestill.bench.remote import bench_remote
 from edgestill.data.images import Images, spaced
+from edgestill.errors import UserError
 from edgestill.evaluate.classification import accuracy, inputs, logits
-from edgestill.export.onnx import export, quantize_int8
-from edgestill.export.verify import verify
+from edgestill.export import device, executorch, formats, litert, onnx, openvino
+from edgestill.export.formats import FORMATS, Format
+from edgestill.export.program import UnsupportedOperator, module_with
+from edgestill.export.verify import artifact_outputs, module_outputs, opened, outputs, parity
 from edgestill.models import ImageInput, Model, example, plain_logits
-from edgestill.runtimes import onnx_runtime
+from edgestill.quantize.integer import integer
+from edgestill.recipe import EMULATED, RUNTIMES
+from edgestill.runtimes.measure import artifact_files, hardware
 from edgestill.train import Track
 from edgestill.units import parse_bytes, parse_seconds
 
-CALIBRATION_SAMPLES = 300
-VERIFY_SAMPLES = 1000
 BENCH_SAMPLES = 200
+EMULATED_SAMPLES = 200
+POST = "-post"
+"""Behind the name of a format: the same file by post-training, beside the one that a quantize phase trained."""
+BATCHES = (1, 64)
 
 
-def make_artifacts(job: Job, student: Model, out: Path, track: Track) -> dict[str, Path]:
-    """Writes the recipe's artifacts to exports/: name -> file."""
-    (out / "exports").mkdir(exist_ok=True)
+@dataclass(frozen=True)
+class Student:
+    """What files are made of: the float student, and in 8 bits as calibrated alone and as trained (None where no
+    format, or no phase, asks for it)."""
+
+    model: Model
+    calibrated: GraphModule | None = None
+    trained: GraphModule | None = None
+    calibration: NDArray[np.float32] | None = None
+
+
+def format_of(name: str) -> Format:
+    return FORMATS[name.removesuffix(POST)]
+
+
+def names(job: Job) -> list[str]:
+    """The artifacts of a run: those that the recipe asks for, a trained one with its post-training twin behind it."""
+    found = []
+    for name in job.recipe.export:
+        found.append(name)
+        if job.quantizes and FORMATS[name].how == "graph":
+            found.append(name + POST)
+    return found
+
+
+def make_artifacts(job: Job, student: Student, out: Path, track: Track) -> dict[str, Path]:
+    """Writes the run's artifacts to exports/, a folder each, with what a device needs to run them: name -> file."""
     made: dict[str, Path] = {}
-    for name in track(job.recipe.export, "exporting", len(job.recipe.export)):
-        float_file = _float_file(job, out)
-        if not made:
-            export(plain_logits(student.module), example(student.input, 1), float_file)
-        if name == "onnx":
-            made[name] = float_file
-        else:
-            rows = np.random.default_rng(0).permutation(len(job.splits.train.labels))[:CALIBRATION_SAMPLES]
-            made[name] = out / "exports" / "student-int8.onnx"
-            quantize_int8(float_file, inputs(job.splits.train, np.sort(rows), student.input), made[name])
+    wanted = names(job)
+    for name in wanted:
+        made[name] = out / "exports" / name / f"student{format_of(name).suffix}"
+        made[name].parent.mkdir(parents=True, exist_ok=True)
+    probe = example(student.model.input, 1)
+    for name in track(wanted, "exporting", len(wanted)):
+        kind = format_of(name)
+        module = _module(name, student)
+        with _explained(kind, module, probe):
+            write(kind, module, probe, made[name], student.calibration)
+        device.write(kind, made[name], student.model.input, job.splits.train.classes)
     return made
 
 
-def _float_file(job: Job, out: Path) -> Path:
-    """The float file: an artifact where the recipe asks for it, else only what int8 is made from."""
-    return out / ("exports" if "onnx" in job.recipe.export else "arms") / "student.onnx"
+def _module(name: str, student: Student) -> nn.Module:
+    """What a file is made of: the quantized graph where its 8 bits come from that, else the float student."""
+    kind = format_of(name)
+    if kind.how != "graph":
+        return plain_logits(student.model.module)
+    trained = student.trained is not None and not name.endswith(POST)
+    graph = student.trained if trained else student.calibrated
+    assert graph is not None
+    return integer(graph, signed=kind.backend != "onnx")
+
+
+@contextmanager
+def _explained(kind: Format, module: nn.Module, probe: Tensor) -> Iterator[None]:
+    """An operator that a format lacks: with the module that it is in, and the installed formats that have it."""
+    try:
+        yield
+    except UnsupportedOperator as error:
+        where = module_with(error.operator, module, probe)
+        others = [
+            name for name in ("onnx", "executorch", "openvino") if name != kind.backend and _takes(name, module, probe)
+        ]
+        raise UserError(
+            f"export: {kind.name} has no operator {error.operator}{f', which {where} needs' if where else ''}; "
+            f"of the other formats installed {', '.join(others) or 'none'} take{'s' * (len(others) < 2)} the student"
+        ) from error
+
+
+def _takes(name: str, module: nn.Module, probe: Tensor) -> bool:
+    """Whether a format's file can be made of a module: by making it."""
+    try:
+        formats.check([name])
+        with tempfile.TemporaryDirectory() as folder:
+            write(FORMATS[name], module, probe, Path(folder) / f"tried{FORMATS[name].suffix}", None)
+    except UserError:
+        return False
+    return True
+
+
+def write(kind: Format, module: nn.Module, probe: Tensor, path: Path, calibration: NDArray[np.float32] | None) -> None:
+    """Writes a module as a file of a format. `calibration`: preprocessed images, for a format with its own tool."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / f"float{kind.suffix}"
+        if kind.backend == "executorch":
+            executorch.export(module, probe, path)
+        elif kind.backend == "litert":
+            litert.convert([litert.Job(module, probe, path)])
+        elif kind.backend == "openvino" and kind.precision == "int8":
+            assert calibration is not None
+            openvino.export(module, probe, plain)
+            openvino.quantize_int8(plain, calibration, path)
+        elif kind.backend == "openvino":
+            openvino.export(module, probe, path, half=kind.precision == "float16")
+        elif kind.how == "dynamic":
+            onnx.export(module, probe, plain)
+            onnx.quantize_dynamic(plain, path)
+        else:
+            onnx.export(module, probe, path)
 
 
 def describe_artifacts(
-    job: Job, student: Model, made: dict[str, Path], out: Path, track: Track
+    job: Job, student: Student, made: Mapping[str, Path], out: Path, track: Track
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[np.float32]]]:
     """Verifies each artifact against the student and scores it on the test set: descriptions, and logits [N, K]."""
-    samples = _real_inputs(job, student.input, VERIFY_SAMPLES)
-    threads = job.recipe.budget.threads
+    samples = _real_inputs(job, student.model.input, job.recipe.verify.samples)
+    expected = module_outputs(plain_logits(student.model.module), samples, max(BATCHES))
+    simulated: dict[bool, NDArray[np.float32]] = {}
     described, answers = [], {}
     for name, path in track(made.items(), "verifying, evaluating", len(made)):
-        quantized = name.endswith("int8")
-        parity = verify(path, plain_logits(student.module), samples, threads=threads, optimize=not quantized)
-        predict = onnx_runtime.load(path, threads=cpu_threads(job.recipe), optimize=not quantized)
-        answers[name] = logits(predict, job.splits.test, student.input)
-        described.append(
-            {
-                "name": name,
-                "format": "onnx",
-                "precision": "int8" if quantized else "float32",
-                "path": str(path.relative_to(out)),
-                "bytes": path.stat().st_size,
-                "quality": accuracy(answers[name], job.splits.test.labels),
-                **asdict(parity),
-                # without 8-bit dot products, x86's fused int8 kernels saturate and answer otherwise than a device
-                "quality_measured": "graph optimisation off" if quantized else "graph optimisation on",
-            }
-        )
+        kind, trained = format_of(name), student.trained is not None and not name.endswith(POST)
+        optimize = kind.how != "graph" or kind.backend != "onnx"
+        with opened(path, kind.runtime_file, cpu_threads(job.recipe), optimize, kind.torch) as answer:
+            found = outputs(answer, samples, BATCHES)
+            answers[name] = logits(
+                partial(_batched, answer),
+                job.splits.test,
+                student.model.input,
+                batch_size=512,
+            )
+        entry = {
+            "name": name,
+            "format": kind.backend,
+            "precision": kind.precision,
+            "quantized": _quantized(kind, trained),
+            "path": str(path.relative_to(out)),
+            "bytes": sum(file.stat().st_size for file in artifact_files(path)),
+            "quality": accuracy(answers[name], job.splits.test.labels),
+            **asdict(parity(expected, found, path)),
+        }
+        if kind.how == "graph":
+            if trained not in simulated:
+                graph = student.trained if trained else student.calibrated
+                assert graph is not None
+                simulated[trained] = module_outputs(graph, samples, max(BATCHES))
+            near = parity(simulated[trained], found, path)
+            entry["simulated"] = {"agreement": near.agreement, "max_abs_error": near.max_abs_error}
+        if kind.backend == "onnx":
+            # without 8-bit dot products, x86's fused int8 kernels saturate and answer otherwise than a device
+            entry["quality_measured"] = f"graph optimisation {'on' if optimize else 'off'}"
+        described.append(entry)
     return described, answers
 
 
+def _batched(answer: Callable[[NDArray[np.float32], int], NDArray[np.float32]], rows: NDArray[np.float32]) -> Any:
+    return answer(rows, max(BATCHES))
+
+
+def _quantized(kind: Format, trained: bool) -> str | None:
+    if kind.how == "graph" and trained:
+        return "quantization-aware"
+    return {None: None, "dynamic": "dynamic"}.get(kind.how, "post-training")
+
+
+def check_parity(job: Job, artifacts: list[dict[str, Any]]) -> None:
+    """UserError for a file that is further from the student than the recipe's `verify` allows."""
+    limits = job.recipe.verify
+    for artifact in artifacts:
+        # what a phase trained for 8 bits is no longer the float student
+        trained = artifact["quantized"] == "quantization-aware"
+        agreement = artifact["simulated"]["agreement"] if trained else artifact["agreement"]
+        if artifact["precision"] == "float32" and not artifact["max_abs_error"] <= limits.max_abs_error:
+            found = (
+                f"a logit is off by {artifact['max_abs_error']:.3g}, verify.max_abs_error is {limits.max_abs_error:g}"
+            )
+        elif artifact["precision"] != "float32" and agreement < limits.agreement:
+            found = f"it agrees on {agreement:.1%}, verify.agreement is {limits.agreement:.1%}"
+        else:
+            continue
+        raise UserError(
+            f"verify: {artifact['path']} is not the student on {artifact['samples']} real images: {found}; take "
+            "another format, spare layers with quantize.keep_float, or set the limit by what the device may lose"
+        )
+
+
 def bench_artifacts(
-    job: Job, student: Model, made: dict[str, Path], out: Path, track: Track
-) -> dict[str, dict[str, Any]]:
-    """Latency, memory and bytes of the artifacts, of the float student and of the teacher in the same runtime,
-    interleaved: name -> what result.json holds."""
-    teacher_file = out / "arms" / "teacher.onnx"
-    if not teacher_file.is_file():
-        export(plain_logits(job.teacher.module), example(job.teacher.input, 1), teacher_file)
-    files = {"teacher": teacher_file, "student": _float_file(job, out)}
-    files |= {name: path for name, path in made.items() if name != "onnx"}
-    samples = {name: _real_inputs(job, student.input, BENCH_SAMPLES) for name in files}
-    samples["teacher"] = _real_inputs(job, job.teacher.input, BENCH_SAMPLES)
-    measured = bench(files, samples, threads=job.recipe.budget.threads, track=track)
-    if "onnx" in made:  # the same file
-        measured["onnx"] = measured["student"]
-    return {
-        name: {
-            "bytes": m.bytes,
-            "latency_ms": {"p50": m.p50 * 1e3, "p90": m.p90 * 1e3, "p99": m.p99 * 1e3},
-            "load_seconds": m.load_seconds,
-            "peak_memory_bytes": m.peak_memory_bytes,
-            "runtime": m.runtime,
-            "threads": m.threads,
-            "repeats": m.repeats,
-        }
-        for name, m in measured.items()
+    job: Job, student: Student, made: Mapping[str, Path], out: Path, track: Track
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Latency, memory and bytes of the artifacts, and of the float teacher and student in each of their runtimes,
+    interleaved: name -> what result.json holds, and where that was."""
+    backends = list(dict.fromkeys(format_of(name).backend for name in made))
+    files = {name: (format_of(name), path) for name, path in made.items()}
+    for backend in backends:
+        files[f"teacher:{backend}"] = (
+            FORMATS[backend],
+            _reference(job.teacher, f"teacher-{backend}", FORMATS[backend], out),
+        )
+        if backend not in files:
+            files[f"student:{backend}"] = (
+                FORMATS[backend],
+                _reference(student.model, f"student-{backend}", FORMATS[backend], out),
+            )
+    artifacts = {
+        name: Artifact(path, kind.runtime_file, _empty(job, kind, out), kind.torch, kind.batched)
+        for name, (kind, path) in files.items()
     }
+    own, teachers = (_real_inputs(job, model.input, BENCH_SAMPLES) for model in (student.model, job.teacher))
+    samples = {name: teachers if name.startswith("teacher:") else own for name in files}
+    threads, host = job.recipe.budget.threads, job.recipe.bench.host
+    if host is None or host == EMULATED:
+        where: dict[str, Any] = {"host": None, "hardware": hardware()}
+        measured = bench(artifacts, samples, threads=threads, track=track)
+    else:
+        measured, found_hardware = bench_remote(
+            host, artifacts, samples, threads=threads, python=job.recipe.bench.python, track=track
+        )
+        where = {"host": host, "hardware": found_hardware}
+    found = {name: _measured(m) for name, m in measured.items()}
+    for name, (kind, _) in files.items():
+        teacher = found[f"teacher:{kind.backend}"]
+        found[name]["latency_ratio"] = found[name]["latency_ms"]["p50"] / teacher["latency_ms"]["p50"]
+    if host == EMULATED:
+        for name, path in made.items():
+            found[name]["emulated"] = _emulated(path, own[:EMULATED_SAMPLES], format_of(name).how != "graph", track)
+    main = RUNTIMES[job.recipe.budget.runtime] if job.recipe.budget.runtime else backends[0]
+    found["teacher"] = found[f"teacher:{main}"]
+    found["student"] = found.get(main) or found[f"student:{main}"]
+    return found, where
+
+
+def _measured(m: Measurement) -> dict[str, Any]:
+    entry = {
+        "bytes": m.bytes,
+        "latency_ms": {"p50": m.p50 * 1e3, "p90": m.p90 * 1e3, "p99": m.p99 * 1e3},
+        "throughput": m.throughput,
+        "throughput_batch": m.throughput_batch,
+        "load_seconds": m.load_seconds,
+        "peak_memory_bytes": m.peak_memory_bytes,
+        "runtime": m.runtime,
+        "threads": m.threads,
+        "repeats": m.repeats,
+    }
+    return entry if m.energy_joules is None else entry | {"energy_mj": m.energy_joules * 1e3}
+
+
+def _emulated(path: Path, samples: NDArray[np.float32], optimize: bool, track: Track) -> dict[str, Any]:
+    """How far a file's answers on an emulated ARM processor are from those of this host."""
+    kind = FORMATS["onnx"]
+    here = artifact_outputs(path, samples, runtime=kind.runtime_file, optimize=optimize)
+    there = emulated.emulate(path, samples, optimize=optimize, track=track)
+    return {"runtime": there.runtime, **asdict(parity(here, [there.outputs], path))}
+
+
+def _reference(model: Model, name: str, kind: Format, out: Path) -> Path:
+    """A float model as a file of a format, written once: what latency is compared with."""
+    path = out / "arms" / f"{name}{kind.suffix}"
+    if not path.is_file():
+        write(kind, plain_logits(model.module), example(model.input, 1), path, None)
+    return path
+
+
+def _empty(job: Job, kind: Format, out: Path) -> Path:
+    """A model that does nothing, in the format: what memory is measured over."""
+    path = out / "arms" / f"empty-{kind.backend}{kind.suffix}"
+    if not path.is_file():
+        probe = example(job.teacher.input, 1)
+        {"onnx": onnx, "executorch": executorch, "openvino": openvino, "litert": litert}[kind.backend].write_empty(
+            path, probe
+        )
+    return path
 
 
 def verdict(job: Job, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
     """The budget's verdict a limit, of the artifact that misses the limits by least; the smallest among equals,
     so that nothing is chosen by its quality on the test set."""
     budget = job.recipe.budget
+    artifacts = [artifact for artifact in artifacts if artifact["name"] in job.recipe.export]
+    if budget.runtime is not None:
+        artifacts = [artifact for artifact in artifacts if artifact["format"] == RUNTIMES[budget.runtime]]
     limits: dict[str, tuple[float, Any]] = {}
     if budget.size is not None:
         limits["size"] = (parse_bytes(budget.size), lambda a: a["bytes"])

@@ -49,6 +49,23 @@ TERM_LOSSES = (
     "nst",
     "cwd",
 )
+FORMATS = (
+    "onnx",
+    "onnx-int8",
+    "onnx-int8-dynamic",
+    "executorch",
+    "executorch-int8",
+    "openvino",
+    "openvino-float16",
+    "openvino-int8",
+    "litert",
+    "litert-int8",
+)
+TRAINED = ("onnx-int8", "executorch-int8", "litert-int8")
+"""Formats whose scales a quantize phase trains."""
+RUNTIMES = {"onnxruntime": "onnx", "executorch": "executorch", "openvino": "openvino", "litert": "litert"}
+"""What runs the files of a format."""
+EMULATED = "qemu-aarch64"
 MAPS = ("direct", "width", "depth", "first", "last", "auto", "every-N")
 
 
@@ -87,6 +104,12 @@ def _loss_name(names: Sequence[str]) -> Callable[[str], str]:
 def _map(value: str) -> str:
     if value not in MAPS[:-1] and not re.fullmatch(r"every-[1-9]\d{0,3}", value):
         raise ValueError(f"must be one of {', '.join(MAPS)}; {value!r} came{closest(value, MAPS)}")
+    return value
+
+
+def _format(value: str) -> str:
+    if value not in FORMATS:
+        raise ValueError(f"must be one of {', '.join(FORMATS)}; {value!r} came{closest(value, FORMATS)}")
     return value
 
 
@@ -257,8 +280,15 @@ class Phase(Section):
     )
     alpha: Fraction | None = Field(None, description="distill.alpha unless given.")
     temperature: Rate | None = Field(None, description="distill.temperature unless given.")
-    lr: Rate | None = Field(None, description="train.lr unless given; the schedule's shape is kept.")
+    lr: Rate | None = Field(
+        None,
+        description="train.lr unless given; the schedule's shape is kept. Of a quantize phase a tenth of train.lr, and "
+        "a curve of its own.",
+    )
     terms: list[Term] | None = Field(None, description="distill.terms unless given.")
+    fake_quantize: Literal["int8"] | None = Field(
+        None, description="Of the last phase alone: the student computes as in 8 bits, and trains for it."
+    )
 
 
 def _default_phases() -> list[Phase]:
@@ -308,12 +338,44 @@ class Compare(Section):
     baseline: bool = Field(True, description="Train the same student without the teacher as well.")
 
 
+class Quantize(Section):
+    samples: Count = Field(300, description="Training images that the ranges of activations are measured on.")
+    keep_float: list[str] | Literal["auto"] = Field(
+        default_factory=list,
+        description="Layers that stay in float, by path; openvino-int8 and onnx-int8-dynamic know none. auto: the "
+        "fewest of those that lose most, until the rest is within 0.5 points of the float student on validation.",
+    )
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Quantize":
+        if self.samples < 2:
+            raise ValueError(f"samples: ranges over many images are needed, 200 to 500 as a rule; {self.samples} came")
+        return self
+
+
+class Verify(Section):
+    samples: Count = Field(1000, description="Real images on which each file is compared with the student.")
+    max_abs_error: Positive = Field(1e-3, description="Largest difference of a logit that a float32 file may have.")
+    agreement: Fraction = Field(0.9, description="Least share of images on which a file of less precision agrees.")
+
+
+class Bench(Section):
+    host: str | None = Field(
+        None,
+        description="Where files are measured: this host by default; user@pi over SSH; qemu-aarch64 also checks the "
+        "answers of ONNX files on an emulated ARM processor.",
+    )
+    python: str = Field("python3", description="The Python of that host.")
+
+
 class Budget(Section):
     size: Size | None = Field(None, description="Largest file, as in 120 KB.")
     latency: Duration | None = Field(None, description="Largest median time of one sample, as in 2 ms.")
     memory: Size | None = Field(None, description="Largest peak memory over an empty model, as in 8 MB.")
     quality: Fraction | None = Field(None, description="Smallest test quality: 0.87.")
-    runtime: Literal["onnxruntime"] = Field("onnxruntime", description="Where the limits are measured.")
+    runtime: Literal["onnxruntime", "executorch", "openvino", "litert"] | None = Field(
+        None, description="Whose files the limits are for; all by default."
+    )
     threads: Threads = Field(1, description="Threads of the runtime.")
 
 
@@ -336,9 +398,15 @@ class Recipe(Section):
     train: Train = Field(default_factory=Train, description="How the student's arms are trained.")
     compare: Compare = Field(default_factory=Compare, description="What the student is compared with.")
     budget: Budget = Field(default_factory=Budget, description="Limits that the artifact must meet.")
-    export: list[Literal["onnx", "onnx-int8"]] = Field(
-        default=["onnx", "onnx-int8"], min_length=1, description="Artifacts to make."
+    export: list[Annotated[str, AfterValidator(_format)]] = Field(
+        default=["onnx", "onnx-int8"],
+        min_length=1,
+        description="Artifacts to make.",
+        json_schema_extra={"items": {"type": "string", "enum": [*FORMATS]}},
     )
+    quantize: Quantize = Field(default_factory=Quantize, description="How files of 8 bits are made.")
+    verify: Verify = Field(default_factory=Verify, description="How far files may be from the student.")
+    bench: Bench = Field(default_factory=Bench, description="Where files are measured.")
 
     @model_validator(mode="after")
     def _teacher_of_more(self) -> "Recipe":
@@ -382,6 +450,30 @@ class Recipe(Section):
                         "map: auto is measured on a student that has learned: "
                         "it needs compare.baseline or student.weights"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _deliverable(self) -> "Recipe":
+        runtime = self.budget.runtime
+        if runtime is not None and not any(name.partition("-")[0] == RUNTIMES[runtime] for name in self.export):
+            raise ValueError(
+                f"budget.runtime: {runtime} runs {RUNTIMES[runtime]} files; export names {', '.join(self.export)} alone"
+            )
+        if self.bench.host == EMULATED and (other := [name for name in self.export if not name.startswith("onnx")]):
+            raise ValueError(f"bench.host: {EMULATED} checks ONNX files only; export names {other[0]}")
+        for place, phase in enumerate(self.phases):
+            if phase.fake_quantize is None:
+                continue
+            if place != len(self.phases) - 1:
+                raise ValueError(f"phases.{phase.name}: fake_quantize is for the last phase: a float one follows")
+            if not {*TRAINED} & {*self.export}:
+                raise ValueError(
+                    f"phases.{phase.name}: fake_quantize trains for {', '.join(TRAINED)}: export one of them"
+                )
+            if len(self.phases) == 1 and self.student.weights is None:
+                raise ValueError(f"phases.{phase.name}: with no other phase the student needs weights to begin with")
+            if phase.order != "uniform":
+                raise ValueError(f"phases.{phase.name}: a phase with fake_quantize draws in uniform order")
         return self
 
     @model_validator(mode="after")

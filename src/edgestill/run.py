@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgestill import card, deliver, folder, progress, report
+from edgestill import card, deliver, folder, progress, quantization, report
 from edgestill.arms import (
     Outcome,
     answers,
@@ -27,6 +27,7 @@ from edgestill.arms import (
 )
 from edgestill.assemble import (
     BASELINE,
+    QUANTIZED,
     SIMILARITY_SAMPLES,
     STUDENT,
     TEACHER,
@@ -77,7 +78,9 @@ def run(
     processes = connect(recipe.train.device)
     torch.set_num_threads(cpu_threads(recipe, processes))
     job = processes.agree(lambda: assemble(recipe, track if processes.main else progress.silent, processes=processes))
-    place, result = processes.first(lambda: _begin(job, Path(out) if out is not None else folder.fresh(), resume))
+    place, result = processes.first(
+        lambda: _begin(job, Path(out) if out is not None else folder.fresh(), resume, deliver_files)
+    )
     if not processes.main:
         follow(job, place, resume)
         return {}
@@ -91,9 +94,11 @@ def run(
     return result | {"report": str(report.write(place))}
 
 
-def _begin(job: Job, out: Path, resume: bool) -> tuple[Path, Result]:
+def _begin(job: Job, out: Path, resume: bool, deliver_files: bool) -> tuple[Path, Result]:
     """Makes the folder and writes recipe.yaml and environment.json, unless they are there and agree; the beginnings of
     result.json."""
+    if deliver_files or job.quantizes:
+        quantization.check(job)
     place = folder.create(out, resume)
     splits = job.splits
     prints = {name: getattr(splits, name).fingerprint for name in ("train", "validation", "test")}
@@ -106,8 +111,6 @@ def _begin(job: Job, out: Path, resume: bool) -> tuple[Path, Result]:
     else:
         folder.write_text(place / folder.RECIPE, dump(job.recipe))
         folder.write_json(place / folder.ENVIRONMENT, environment)
-    schedule = job.schedule(STUDENT)
-    points = np.unique(np.linspace(0, schedule.steps - 1, min(400, schedule.steps)).astype(int)).tolist()
     return place, {
         "version": 1,
         "status": "running",
@@ -122,15 +125,25 @@ def _begin(job: Job, out: Path, resume: bool) -> tuple[Path, Result]:
             "test": len(splits.test.labels),
         }
         | ({"skipped": splits.skipped} if splits.skipped else {}),
-        "schedule": [_point(step, schedule.at(step)) for step in points],
+        "schedule": _points(job),
         "licences": {"teacher": job.recipe.teacher.licence, "data": job.recipe.data.licence},
         "seconds": {},
     }
 
 
-def _point(step: int, settings: Any) -> dict[str, Any]:
-    names = ("alpha", "temperature", "lr", "admitted")
-    return {"step": step, "phase": settings.phase.name, **{name: getattr(settings, name) for name in names}}
+def _points(job: Job) -> list[dict[str, Any]]:
+    """What holds at up to 400 steps of the student's training, and of the phase behind it that trains for 8 bits."""
+    found: list[dict[str, Any]] = []
+    before = 0
+    for arm in (STUDENT, QUANTIZED) if job.quantizes else (STUDENT,):
+        schedule = job.schedule(arm)
+        for step in np.unique(np.linspace(0, schedule.steps - 1, min(400, schedule.steps)).astype(int)).tolist():
+            settings = schedule.at(step)
+            names = ("alpha", "temperature", "lr", "admitted")
+            held = {name: getattr(settings, name) for name in names}
+            found.append({"step": before + step, "phase": settings.phase.name, **held})
+        before += schedule.steps
+    return found
 
 
 def _train_all(
@@ -187,10 +200,39 @@ def _train_all(
         "flops": flops(student),
     }
     save_student(student, place / "student", job.splits.train.classes)
+    if job.quantizes:
+        _quantize(job, student, place, result, log, track, resume)
     rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].test_logits for name, done in outcomes.items()}
     _write_predictions(job, place, rows)
     folder.write_json(place / folder.RESULT, result)  # with it, what was trained is whole: see _again
     return student
+
+
+def _quantize(
+    job: Job,
+    student: Model,
+    place: Path,
+    result: Result,
+    log: Callable[[dict[str, Any]], None],
+    track: Track,
+    resume: bool,
+) -> None:
+    """The phase that trains the kept student for 8 bits; its figures are of fake quantization, not of a file."""
+    started, seed = perf_counter(), result["student"]["seed"]
+    result["quantization"] = quantization.measure(job, student, track)
+    kept = result["quantization"]["kept_float"]
+    outcome = quantization.train(job, student, seed, kept, place, log, track, resume)
+    trained = outcome.trained
+    result["quantized"] = {
+        "seed": seed,
+        "quality": outcome.quality,
+        "validation": trained.validation,
+        "after": job.schedule(STUDENT).steps,
+    }
+    result["phases"] += [
+        {"name": name, "steps": steps, "examples": trained.examples[name]} for name, steps in trained.steps.items()
+    ]
+    result["seconds"]["quantized"] = perf_counter() - started
 
 
 def _teacher(job: Job, result: Result, track: Track) -> NDArray[np.float32]:
@@ -252,7 +294,13 @@ def _write_predictions(job: Job, place: Path, rows: dict[str, NDArray[np.float32
 
 def export_again(place: Path, *, track: Track = progress.track) -> Result:
     """Exports, verifies, scores and measures the student of a run folder; what `run` does behind the trainings."""
-    return _again(place, track, _deliver)
+
+    def export(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
+        if not job.quantizes:  # what a phase was trained with stays
+            result.pop("quantization", None)
+        _deliver(job, student, place, result, track)
+
+    return _again(place, track, export)
 
 
 def evaluate_again(place: Path, *, track: Track = progress.track) -> Result:
@@ -260,7 +308,7 @@ def evaluate_again(place: Path, *, track: Track = progress.track) -> Result:
 
     def evaluate(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
         measured = {artifact["name"]: artifact for artifact in result["artifacts"]}
-        described = _describe(job, student, _made(place, result), place, track)
+        described = _describe(job, _parts(job, student, place, result, track), _made(place, result), place, track)
         result["artifacts"] = [measured[artifact["name"]] | artifact for artifact in described]
         result["budget"] = deliver.verdict(job, result["artifacts"])
 
@@ -271,7 +319,7 @@ def bench_again(place: Path, *, track: Track = progress.track) -> Result:
     """Measures the artifacts of a run folder and its teacher on this host."""
 
     def measure(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
-        _bench(job, student, _made(place, result), place, result, track)
+        _bench(job, deliver.Student(student), _made(place, result), place, result, track)
 
     return _again(place, track, measure, needs=_made)
 
@@ -328,13 +376,33 @@ def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 def _deliver(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
     """Artifacts, their answers, their measurements, the budget's verdict."""
     started = perf_counter()
-    made = deliver.make_artifacts(job, student, place, track)
-    result["artifacts"] = _describe(job, student, made, place, track)
+    parts = _parts(job, student, place, result, track)
+    made = deliver.make_artifacts(job, parts, place, track)
+    result["artifacts"] = _describe(job, parts, made, place, track)
     result["seconds"]["export"] = perf_counter() - started
-    _bench(job, student, made, place, result, track)
+    deliver.check_parity(job, result["artifacts"])
+    _bench(job, parts, made, place, result, track)
 
 
-def _describe(job: Job, student: Model, made: dict[str, Path], place: Path, track: Track) -> list[dict[str, Any]]:
+def _parts(job: Job, student: Model, place: Path, result: Result, track: Track) -> deliver.Student:
+    """The student in float, and in 8 bits where a format is made from that; the losses of its layers are measured
+    unless they were."""
+    kinds = [deliver.format_of(name) for name in job.recipe.export]
+    batches = quantization.calibration(job, student) if any(kind.precision == "int8" for kind in kinds) else []
+    calibration = torch.cat(batches).numpy() if batches else None
+    if all(kind.how != "graph" for kind in kinds):
+        return deliver.Student(student, calibration=calibration)
+    if "quantization" not in result:
+        result["quantization"] = quantization.measure(job, student, track)
+    kept = result["quantization"]["kept_float"]
+    seed = result["student"]["seed"]
+    calibrated = quantization.post_training(job, student, kept)
+    return deliver.Student(student, calibrated, quantization.trained(job, student, seed, kept, place), calibration)
+
+
+def _describe(
+    job: Job, student: deliver.Student, made: dict[str, Path], place: Path, track: Track
+) -> list[dict[str, Any]]:
     """What verify and evaluate say of each artifact; its test probabilities join predictions.npz."""
     described, rows = deliver.describe_artifacts(job, student, made, place, track)
     with np.load(place / "predictions.npz") as saved:
@@ -344,9 +412,11 @@ def _describe(job: Job, student: Model, made: dict[str, Path], place: Path, trac
     return described
 
 
-def _bench(job: Job, student: Model, made: dict[str, Path], place: Path, result: Result, track: Track) -> None:
+def _bench(
+    job: Job, student: deliver.Student, made: dict[str, Path], place: Path, result: Result, track: Track
+) -> None:
     started = perf_counter()
-    measured = deliver.bench_artifacts(job, student, made, place, track)
+    measured, result["bench"] = deliver.bench_artifacts(job, student, made, place, track)
     result["seconds"]["bench"] = perf_counter() - started
     for role in (TEACHER, STUDENT):
         result[role] |= measured[role]

@@ -20,6 +20,7 @@ from edgestill.errors import UserError
 from edgestill.models import Model, forward, to_device
 from edgestill.objective import Objective, Parts
 from edgestill.processes import ALONE, Processes, met_by_all
+from edgestill.quantize.fake import quantizers
 from edgestill.schedule import Schedule, Settings
 from edgestill.signals import Signal
 from edgestill.taps import record
@@ -92,7 +93,7 @@ def train(
     module = to_device(student.module, device)
     objective.to(device)
     processes.equal([*module.parameters(), *module.buffers(), *objective.parameters(), *objective.buffers()])
-    state = State(module, objective, _optimizer([*module.parameters(), *objective.parameters()], options), options.ema)
+    state = State(module, objective, _optimizer(module, objective, options), options.ema)
     if resume and (saved := processes.first(lambda: checkpoint.load(folder / "last.pt"))):
         state.restore(saved)
     processes.own_randomness()
@@ -337,10 +338,17 @@ def _readable(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _optimizer(parameters: list[nn.Parameter], options: Options) -> torch.optim.Optimizer:
+def _optimizer(module: nn.Module, objective: nn.Module, options: Options) -> torch.optim.Optimizer:
+    """Of both modules' parameters. The scales of quantizers do not decay: towards zero, their logarithm would grow."""
+    scales = [part.log_scale for part in quantizers(module)]
+    apart = {id(scale) for scale in scales}
+    parameters = [one for one in (*module.parameters(), *objective.parameters()) if id(one) not in apart]
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if scales:
+        groups.append({"params": scales, "weight_decay": 0.0})
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=0.0, weight_decay=options.weight_decay)
-    return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=True, weight_decay=options.weight_decay)
+        return torch.optim.AdamW(groups, lr=0.0, weight_decay=options.weight_decay)
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, weight_decay=options.weight_decay)
 
 
 def _average(average: nn.Module, module: nn.Module, decay: float) -> None:

@@ -76,9 +76,11 @@ def _artifact(artifact: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     p50 = artifact["latency_ms"]["p50"]
     threads = f"{artifact['threads']} thread{'s' * (artifact['threads'] > 1)}"
     size = _times(teacher["bytes"] / artifact["bytes"], "smaller", "larger")
-    speed = _times(teacher["latency_ms"]["p50"] / p50, "faster", "slower")
+    ratio = artifact.get("latency_ratio")  # within the artifact's own runtime
+    speed = _times(1 / ratio if ratio else teacher["latency_ms"]["p50"] / p50, "faster", "slower")
+    how = f" ({artifact['quality_measured']})" if "quality_measured" in artifact else ""
     return [
-        f"file     {artifact['path']}: {percent(artifact['quality'])} accuracy ({artifact['quality_measured']}), "
+        f"file     {artifact['path']}: {percent(artifact['quality'])} accuracy{how}, "
         f"agrees with the student on {percent(artifact['agreement'])}",
         f"small    {format_bytes(artifact['bytes'])}, {size} than the teacher's file",
         f"fast     {format_seconds(p50 / 1e3)} a sample (p50, {threads} of {artifact['runtime']}), "

@@ -1,11 +1,10 @@
-"""Measure artifacts on this host: a fresh process each, all alive at once, timed by turns.
+"""Measure artifacts on this host, each in a fresh process of its runtime.
 
 Shapes: N samples.
 """
 
-import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,114 +12,125 @@ from typing import Any
 import numpy as np
 
 from edgestill.errors import UserError
-from edgestill.runtimes.process import RuntimeProcess
+from edgestill.runtimes.measure import Track, artifact_files, measure
 
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+ONNX_RUNTIME = Path(__file__).parent.parent / "runtimes" / "onnx_runtime.py"
 
-ROUNDS = 20
-WARMUP_CALLS = 10
-TURN_WARMUP_CALLS = 2  # The other artifacts' turns have emptied the caches.
-TARGET_SECONDS, MOST_SECONDS = 1.5, 6.0
-REPEATS = (20, 200, 2000)  # At least, at least if that takes no longer than MOST_SECONDS, at most.
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file and what runs it.
+
+    `runtime`: the runtime's file, as those in `edgestill.runtimes`. `empty`: an artifact of that runtime that takes the
+    same inputs and does nothing, over which memory is measured; None only for ONNX, which gets one written. `torch`:
+    whether the runtime cannot do without torch. `batched`: whether the file answers many samples in one call.
+    """
+
+    path: Path
+    runtime: Path = ONNX_RUNTIME
+    empty: Path | None = None
+    torch: bool = False
+    batched: bool = True
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One artifact in its runtime: seconds of a single sample after warm-up (percentiles over `repeats` calls),
-    seconds to load, bytes of the file, and peak memory in bytes over an empty model in the same runtime.
+    """One artifact in its runtime: seconds of a single sample after warm-up (percentiles over `repeats` calls), samples
+    a second in calls of `throughput_batch` samples, seconds to load, bytes of the file with what belongs to it, and
+    peak memory in bytes over an empty model in the same runtime.
+
+    `energy_joules` is what the processor packages took during a single-sample call, all that ran on them included; None
+    where the host has no counter for it, or does not let this user read it.
     """
 
     p50: float
     p90: float
     p99: float
+    throughput: float
+    throughput_batch: int
     load_seconds: float
     bytes: int
     peak_memory_bytes: int
     runtime: str
     threads: int
     repeats: int
+    energy_joules: float | None = None
 
 
 def bench(
-    artifacts: Mapping[str, str | Path],
+    artifacts: Mapping[str, Artifact],
     inputs: Mapping[str, np.ndarray],
     *,
     threads: int = 1,
     track: Track = lambda items, *_: items,
 ) -> dict[str, Measurement]:
-    """Measure each ONNX file of `artifacts` on its own samples, `inputs[name]`: float32 [N, ...].
+    """Measure each of `artifacts` on its own samples, `inputs[name]`: float32 [N, ...].
 
-    The runtime has `threads` threads. Memory first, in a process of its own for each; then latency, in rounds that give
-    every artifact a turn of single-sample calls, so that a slow minute of the host meets all of them alike. About two
-    seconds an artifact.
+    The runtime has `threads` threads. Memory first, then latency and throughput by turns: about three seconds an
+    artifact (`edgestill.runtimes.measure`).
 
-    Raises UserError for a file that cannot be opened or refuses its inputs.
+    Raises UserError for a file that cannot be opened or refuses its inputs, and for a runtime that is not installed.
 
-    >>> bench({"student": "student.onnx"}, {"student": images[:100]}, threads=1)["student"].p50  # doctest: +SKIP
+    >>> student = Artifact(Path("student.onnx"))
+    >>> bench({"student": student}, {"student": images[:100]}, threads=1)["student"].p50  # doctest: +SKIP
     0.00014
     """
-    missing = sorted(name for name in artifacts if not len(inputs.get(name, ())))
-    if missing:
-        raise UserError(f"every artifact needs samples to be measured on, none came for: {', '.join(missing)}")
+    refuse_missing(artifacts, inputs)
     if not artifacts:
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        samples = {name: str(Path(folder) / f"{index}.npy") for index, name in enumerate(artifacts)}
-        for name, file in samples.items():
-            np.save(file, np.asarray(inputs[name], dtype=np.float32))
-        memory = {
-            name: _memory(artifacts[name], samples[name], Path(folder) / "empty.onnx", threads)
-            for name in track(artifacts, "measuring memory", len(artifacts))
+        try:
+            measured = measure(describe(artifacts, inputs, Path(folder)), threads, track)
+        except (ValueError, ImportError) as error:
+            raise UserError(str(error)) from None
+    return {name: measurement(values) for name, values in measured.items()}
+
+
+def refuse_missing(artifacts: Mapping[str, Artifact], inputs: Mapping[str, np.ndarray]) -> None:
+    """UserError unless each artifact has samples to be measured on, and its files are there."""
+    missing = sorted(name for name in artifacts if not len(inputs.get(name, ())))
+    if missing:
+        raise UserError(f"every artifact needs samples to be measured on, none came for: {', '.join(missing)}")
+    for name, artifact in artifacts.items():
+        for file in artifact_files(artifact.path):
+            if not file.is_file():
+                raise UserError(f"a file is needed to measure {name}, but there is no file {file}")
+
+
+def describe(
+    artifacts: Mapping[str, Artifact], inputs: Mapping[str, np.ndarray], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """What `edgestill.runtimes.measure` takes, its samples and empty models written into `folder`."""
+    written: dict[int, Path] = {}
+    described = {}
+    for name, artifact in artifacts.items():
+        rows = inputs[name]
+        if id(rows) not in written:  # most artifacts share their samples, and may be sent far with them
+            written[id(rows)] = folder / f"inputs-{len(written)}.npy"
+            np.save(written[id(rows)], np.asarray(rows, dtype=np.float32))
+        described[name] = {
+            "path": str(artifact.path),
+            "runtime": str(artifact.runtime),
+            "inputs": str(written[id(rows)]),
+            "empty": str(artifact.empty or _empty_onnx(artifact, folder / "empty.onnx")),
+            "torch": artifact.torch,
+            "batched": artifact.batched,
         }
-        with contextlib.ExitStack() as alive:
-            processes = {
-                name: alive.enter_context(RuntimeProcess(path, threads=threads)) for name, path in artifacts.items()
-            }
-            seconds = _time_by_turns(processes, samples, track)
-    return {
-        name: _summary(artifacts[name], processes[name], seconds[name], memory[name], threads) for name in artifacts
-    }
+    return described
 
 
-def _time_by_turns(
-    processes: Mapping[str, RuntimeProcess], samples: Mapping[str, str], track: Track
-) -> dict[str, list[float]]:
-    """Seconds of every timed call of every artifact."""
-    repeats = {}
-    for name, process in processes.items():
-        call = float(np.median(process.ask(time=WARMUP_CALLS, inputs=samples[name], warmup=WARMUP_CALLS)["seconds"]))
-        repeats[name] = -(-repeats_for(call) // ROUNDS)
-    seconds: dict[str, list[float]] = {name: [] for name in processes}
-    for turn in track(range(ROUNDS), "measuring latency", ROUNDS):
-        for name, process in processes.items():
-            calls = repeats[name]
-            answer = process.ask(time=calls, inputs=samples[name], start=turn * calls, warmup=TURN_WARMUP_CALLS)
-            seconds[name] += answer["seconds"]
-    return seconds
+def measurement(values: Mapping[str, Any]) -> Measurement:
+    """A `Measurement` from what `edgestill.runtimes.measure` answers about one artifact."""
+    named = dict(values)
+    return Measurement(energy_joules=named.pop("energy_joules_per_call", None), **named)
 
 
-def repeats_for(call: float) -> int:
-    """How many calls of `call` seconds to time: 1.5 seconds' worth, 200 to 2,000; fewer where 200 take over 6 seconds.
-
-    >>> repeats_for(0.0001), repeats_for(0.002), repeats_for(0.02), repeats_for(0.1), repeats_for(2.0)
-    (2000, 750, 200, 60, 20)
-    """
-    least, usual, most = REPEATS
-    floor = max(least, min(usual, round(MOST_SECONDS / call)))
-    return min(most, max(floor, round(TARGET_SECONDS / call)))
-
-
-def _memory(artifact: str | Path, samples: str, empty: Path, threads: int) -> int:
-    """Bytes at the peak of a process that loads and runs `artifact`, over those of one with an empty model."""
-    _write_empty(empty)
-    peak, base = (_peak(path, samples, threads) for path in (artifact, empty))
-    return max(0, peak - base)
-
-
-def _peak(path: str | Path, samples: str, threads: int) -> int:
-    with RuntimeProcess(path, threads=threads) as process:
-        process.ask(time=WARMUP_CALLS, inputs=samples)
-        return int(process.ask(memory=True)["peak_bytes"])
+def _empty_onnx(artifact: Artifact, path: Path) -> Path:
+    if artifact.runtime.name != ONNX_RUNTIME.name:
+        raise UserError(f"{artifact.path} needs an empty model of its own runtime, {artifact.runtime.name}")
+    if not path.is_file():
+        _write_empty(path)
+    return path
 
 
 def _write_empty(path: Path) -> None:
@@ -131,18 +141,3 @@ def _write_empty(path: Path) -> None:
     graph = helper.make_graph([helper.make_node("Identity", ["input"], ["output"])], "empty", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     path.write_bytes(model.SerializeToString())
-
-
-def _summary(path: str | Path, process: RuntimeProcess, seconds: list[float], memory: int, threads: int) -> Measurement:
-    p50, p90, p99 = (float(value) for value in np.percentile(seconds, [50, 90, 99]))
-    return Measurement(
-        p50=p50,
-        p90=p90,
-        p99=p99,
-        load_seconds=process.load_seconds,
-        bytes=Path(path).stat().st_size,
-        peak_memory_bytes=memory,
-        runtime=process.runtime,
-        threads=threads,
-        repeats=len(seconds),
-    )

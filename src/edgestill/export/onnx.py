@@ -1,4 +1,4 @@
-"""A module to one plain ONNX file, and that file to int8.
+"""A module to one plain ONNX file.
 
 Shapes: N samples.
 """
@@ -10,21 +10,20 @@ import os
 import re
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgestill.errors import UserError, first_line
 
-CALIBRATION_BATCH = 32
-
 
 def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
-    """Write `module`, as it answers in evaluation mode, to one ONNX file for the CPU in float32.
+    """Write `module`, as it answers in evaluation mode, to one ONNX file for the CPU: in float32, or, of a module with
+    quantize and dequantize operators (`edgestill.quantize.integer`), as int8 with QuantizeLinear and DequantizeLinear.
 
     `example` is float32 [1 or more, ...]: its first axis is the batch and becomes dynamic, its other axes are fixed.
     The file's input is `input`, its output `logits`; weights lie inside, and no names of the exporting machine.
@@ -56,59 +55,64 @@ def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
     assert program is not None
     model = program.model_proto
     _name_batch(model)
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        _compact(model)
     _write(model, Path(path))
 
 
-def quantize_int8(path: str | Path, calibration: np.ndarray, output: str | Path) -> None:
-    """Write the float32 ONNX file at `path` as static int8 (QuantizeLinear and DequantizeLinear pairs) to `output`.
+def quantize_dynamic(path: str | Path, output: str | Path) -> None:
+    """Write the float32 ONNX file at `path` with int8 weights to `output`; activations get their scale anew in each
+    call. It needs no calibration, and pays where weights are most of the time.
 
-    Weights get one scale a channel (signed), activations one scale and zero point a tensor (unsigned), from the
-    smallest and largest value seen over `calibration`: float32 [N, ...], preprocessed as in evaluation, 200 to 500
-    samples as a rule.
-
-    Raises UserError when `calibration` is empty or has a value that is not finite.
-
-    >>> quantize_int8("student.onnx", images[:300], "student-int8.onnx")  # doctest: +SKIP
+    >>> quantize_dynamic("student.onnx", "student-int8.onnx")  # doctest: +SKIP
     """
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    if len(calibration) == 0:
-        raise UserError("int8 needs at least one calibration sample, got none: give 200 to 500 training samples")
-    if not np.isfinite(calibration).all():
-        raise UserError("int8 calibration samples must be finite numbers, some are NaN or infinite: check the data")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime sends usage data unless told before its import
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import quantize_dynamic as quantize
+
     model = onnx.load(os.fspath(path))
     # Without this mark onnxruntime warns that the graph was not optimised; the exporter has already folded it.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory() as folder:
         quantized = Path(folder) / "int8.onnx"
-        quantize_static(
-            model,
-            quantized,
-            _Batches(model.graph.input[0].name, calibration),
-            quant_format=QuantFormat.QDQ,
-            # Unsigned: the same values and size, but of signed tensors onnxruntime on x86 leaves those with two
-            # readers in float32, and ResNet-8 then takes twice the time.
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
+        # Unsigned: onnxruntime's dynamic convolution takes no signed weights on x86.
+        quantize(model, quantized, weight_type=QuantType.QUInt8)
         model = onnx.load(quantized)
-        _compact(model)
+        _shorten(model)
         _write(model, Path(output))
 
 
-class _Batches:
-    """Calibration samples as onnxruntime asks for them: one batch a call, then None."""
+def write_empty(path: str | Path, example: Tensor) -> None:
+    """A file for inputs like `example` [1, ...] that answers with its input: what the runtime needs by itself."""
+    from onnx import TensorProto, helper
 
-    def __init__(self, name: str, samples: np.ndarray) -> None:
-        self.name = name
-        self.rest = iter(np.array_split(samples, -(-len(samples) // CALIBRATION_BATCH)))
+    shape = ["batch", *example.shape[1:]]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("input", "output")]
+    graph = helper.make_graph([helper.make_node("Identity", ["input"], ["output"])], "empty", ends[:1], ends[1:])
+    _write(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), Path(path))
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self.rest, None)
-        return None if batch is None else {self.name: np.ascontiguousarray(batch, dtype=np.float32)}
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """`operators`, each with its count, `inputs` and `outputs` with name, shape and type, as the file says them."""
+    import onnx
+
+    graph = onnx.load(os.fspath(path)).graph
+    types = onnx.TensorProto.DataType
+
+    def ends(values: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": value.name,
+                "shape": [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
+                "dtype": types.Name(value.type.tensor_type.elem_type).lower().replace("float", "float32"),
+            }
+            for value in values
+        ]
+
+    operators = Counter(node.op_type for node in graph.node)
+    return {"operators": dict(operators), "inputs": ends(graph.input), "outputs": ends(graph.output)}
 
 
 def _name_batch(model: Any) -> None:
@@ -121,16 +125,14 @@ def _name_batch(model: Any) -> None:
 
 
 def _compact(model: Any) -> None:
-    """Drop what a quantized graph need not say, a tenth of a small file: zero points that are zero (the default),
-    names of nodes, and the long names of values that only pass between nodes.
-    """
+    """Drop what a quantized graph need not say, a tenth of a small file: zero points that are zero (the default), and
+    names."""
     from onnx import numpy_helper
 
     graph = model.graph
     constants = {constant.name: constant for constant in graph.initializer}
     for_conv = {name for node in graph.node if node.op_type == "Conv" for name in node.input}
     for node in graph.node:
-        node.ClearField("name")
         # Only in front of a Conv: onnxruntime fuses a Gemm to int8 only if its zero points are written out.
         if node.op_type == "DequantizeLinear" and len(node.input) == 3 and node.output[0] in for_conv:
             constant, _, zero = node.input
@@ -140,10 +142,17 @@ def _compact(model: Any) -> None:
     kept = [constant for constant in graph.initializer if constant.name in used]
     graph.ClearField("initializer")
     graph.initializer.extend(kept)
+    _shorten(model)
+
+
+def _shorten(model: Any) -> None:
+    """Short names for the values that only pass between nodes, and none for nodes."""
+    graph = model.graph
     public = {value.name for value in (*graph.input, *graph.output)} | {""}
     passed = dict.fromkeys(name for node in graph.node for name in node.output if name not in public)
     short = {name: f"v{index}" for index, name in enumerate(passed)}
     for node in graph.node:
+        node.ClearField("name")
         node.input[:] = [short.get(name, name) for name in node.input]
         node.output[:] = [short.get(name, name) for name in node.output]
 

@@ -3,9 +3,11 @@
 Shapes: N samples, C classes.
 """
 
+import contextlib
 import copy
+import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from torch import nn
 
 from edgestill.errors import UserError
-from edgestill.runtimes.process import RuntimeProcess
+from edgestill.runtimes.measure import RuntimeProcess
 
 PART = 64  # Samples answered at the smaller batch sizes; all are answered at the largest.
 
@@ -39,43 +41,68 @@ def verify(
     module: nn.Module,
     inputs: np.ndarray,
     *,
+    runtime: Path,
     threads: int = 1,
     optimize: bool = True,
+    torch: bool = False,
     batches: Sequence[int] = (1, 64),
 ) -> Parity:
-    """Compare the ONNX file at `path` with `module`, in evaluation mode on the CPU, on `inputs`: float32 [N, ...].
+    """Compare the file at `path` with `module`, in evaluation mode on the CPU, on `inputs`: float32 [N, ...].
 
-    The file answers all samples at the largest of `batches` and the first 64 at each other one. The module is left
+    `runtime` is the runtime's file, as those in `edgestill.runtimes`; `torch` says that it cannot do without torch.
+    The artifact answers all samples at the largest of `batches` and the first 64 at each other one. The module is left
     as it was.
 
-    Raises UserError for a file that cannot be opened, refuses the inputs, or answers in another shape.
+    Raises UserError for a file that cannot be opened, refuses the inputs, or answers in another shape, and for a
+    runtime that is not installed.
 
-    >>> verify("student.onnx", student, images[:1000])  # doctest: +SKIP
+    >>> verify("student.onnx", student, images[:1000], runtime=Path("onnx_runtime.py"))  # doctest: +SKIP
     Parity(samples=1000, agreement=1.0, max_abs_error=7.2e-07, divergence=1.1e-14)
     """
     if len(inputs) == 0:
         raise UserError(f"verifying {path} needs at least one sample, got none: give real inputs")
     expected = module_outputs(module, inputs, max(batches))
-    outputs, *parts = _answers(path, inputs, sorted(batches, reverse=True), threads, optimize)
-    if outputs.shape != expected.shape:
-        raise UserError(
-            f"{path} answers in shape {outputs.shape}, its model in {expected.shape}: it is another model's"
-        )
-    errors = [np.abs(answered - expected[: len(answered)]).max() for answered in (outputs, *parts)]
+    with opened(path, runtime, threads, optimize, torch) as answer:
+        answers = outputs(answer, inputs, batches)
+    return parity(expected, answers, path)
+
+
+def outputs(
+    answer: Callable[[np.ndarray, int], np.ndarray], inputs: np.ndarray, batches: Sequence[int]
+) -> list[np.ndarray]:
+    """What an artifact answers: to all `inputs` at the largest of `batches`, and to the first 64 at each other one."""
+    largest, *others = sorted(batches, reverse=True)
+    return [answer(inputs, largest), *(answer(inputs[:PART], batch) for batch in others)]
+
+
+def parity(expected: np.ndarray, answers: Sequence[np.ndarray], path: str | Path) -> Parity:
+    """How far an artifact's `outputs` are from a model's, [N, C]. UserError where they have another shape."""
+    whole = answers[0]
+    if whole.shape != expected.shape:
+        raise UserError(f"{path} answers in shape {whole.shape}, its model in {expected.shape}: it is another model's")
+    errors = [np.abs(answered - expected[: len(answered)]).max() for answered in answers]
     return Parity(
-        samples=len(inputs),
-        agreement=float((outputs.argmax(-1) == expected.argmax(-1)).mean()),
+        samples=len(expected),
+        agreement=float((whole.argmax(-1) == expected.argmax(-1)).mean()),
         max_abs_error=float(np.max(errors)),
-        divergence=_divergence(expected, outputs),
+        divergence=_divergence(expected, whole),
     )
 
 
 def artifact_outputs(
-    path: str | Path, inputs: np.ndarray, *, batch: int = 64, threads: int = 1, optimize: bool = True
+    path: str | Path,
+    inputs: np.ndarray,
+    *,
+    runtime: Path,
+    batch: int = 64,
+    threads: int = 1,
+    optimize: bool = True,
+    torch: bool = False,
 ) -> np.ndarray:
-    """The first output of the ONNX file at `path` for float32 `inputs` [N, ...], from a process without torch."""
-    with tempfile.TemporaryDirectory() as folder, RuntimeProcess(path, threads=threads, optimize=optimize) as process:
-        return _answer(process, Path(folder), inputs, batch)
+    """The first output of the file at `path` for float32 `inputs` [N, ...], from a process of its own, in which torch
+    cannot be imported unless `torch` allows it. `runtime` and errors are those of `verify`."""
+    with opened(path, runtime, threads, optimize, torch) as answer:
+        return answer(inputs, batch)
 
 
 @torch.no_grad()
@@ -88,13 +115,19 @@ def module_outputs(module: nn.Module, inputs: np.ndarray, batch: int = 64) -> np
     return torch.cat([plain(rows[i : i + batch]) for i in range(0, len(rows), batch)]).numpy()
 
 
-def _answers(
-    path: str | Path, inputs: np.ndarray, batches: Sequence[int], threads: int, optimize: bool
-) -> list[np.ndarray]:
-    with tempfile.TemporaryDirectory() as folder, RuntimeProcess(path, threads=threads, optimize=optimize) as process:
-        largest, *others = batches
-        answers = [_answer(process, Path(folder), inputs, largest)]
-        return answers + [_answer(process, Path(folder), inputs[:PART], batch) for batch in others]
+@contextlib.contextmanager
+def opened(
+    path: str | Path, runtime: Path, threads: int, optimize: bool, torch: bool
+) -> Iterator[Callable[[np.ndarray, int], np.ndarray]]:
+    """A function of samples and batch size, answered by the artifact; what it refuses is a UserError."""
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            RuntimeProcess(path, runtime, threads=threads, optimize=optimize, torch=torch) as process,
+        ):
+            yield functools.partial(_answer, process, Path(folder))
+    except (ValueError, ImportError) as error:
+        raise UserError(str(error)) from None
 
 
 def _answer(process: RuntimeProcess, folder: Path, inputs: np.ndarray, batch: int) -> np.ndarray:

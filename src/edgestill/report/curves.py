@@ -17,6 +17,9 @@ from edgestill.report.words import INK, MUTED, Metric, Role
 PARTS = ("#332288", "#117733", "#aa4499", "#8a6d00", "#0088a8", "#882255", "#5a5a5a")
 DASHES = ("-", (0, (5, 1.5)), (0, (2, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
+QUANTIZED = "quantized"
+ARMS = {QUANTIZED: "student in 8 bits"}
+
 SETTINGS = {
     "lr": "learning rate",
     "alpha": "alpha",
@@ -30,6 +33,7 @@ def plots(
 ) -> list[Plot]:
     """Whichever of the three have something to draw. `seed`: the one whose loss is shown."""
     schedule = result.get("schedule") or []
+    metrics = _run_on(metrics, result.get("quantized") or {})
     teacher = (result.get("teacher") or {}).get("validation_quality")
     note = _seen_before(result.get("teacher") or {}, of)
     found = (
@@ -38,6 +42,19 @@ def plots(
         _schedule(schedule),
     )
     return [plot for plot in found if plot]
+
+
+def _run_on(metrics: Sequence[dict[str, Any]], quantized: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines with those of the phase that trains for 8 bits behind the student's: it counts its steps from 0 again.
+    Left out while the result does not tell where it began."""
+    after = quantized.get("after")
+    found = []
+    for line in metrics:
+        if line.get("arm") != QUANTIZED:
+            found.append(line)
+        elif words.known(after):
+            found.append({**line, "step": line["step"] + after})
+    return found
 
 
 def _validation(
@@ -60,11 +77,12 @@ def _validation(
         bands(axes, schedule)
         grid(axes)
         seen = set()
-        for (arm, _), points in sorted(curves.items()):
+        for (arm, _), points in sorted(curves.items(), key=lambda curve: (curve[0][0] == QUANTIZED, curve[0])):
             colour = roles.get(arm, roles["student"]).colour
             steps, values = zip(*sorted(points), strict=True)
-            axes.plot(steps, values, color=colour, linewidth=1.1, alpha=0.85, label=None if arm in seen else arm)
-            axes.plot(steps[-1], values[-1], "o", color=colour, markersize=3)
+            label = None if arm in seen else ARMS.get(arm, arm)
+            axes.plot(steps, values, color=colour, linewidth=1.1, alpha=0.85, label=label)
+            axes.plot(steps[-1], values[-1], "o", color=colour, markersize=3, clip_on=False)
             seen.add(arm)
         if words.known(teacher):
             axes.axhline(teacher, color=roles["teacher"].colour, linewidth=1, linestyle=(0, (4, 2)), label="teacher")
@@ -77,7 +95,8 @@ def _validation(
         axes.legend(loc=corner, labelcolor="linecolor", handlelength=1.6, borderaxespad=0.8)
 
     last = ", ".join(
-        f"{arm} seed {seed} {words.quality(max(points)[1], of)}" for (arm, seed), points in sorted(curves.items())
+        f"{ARMS.get(arm, arm)} seed {seed} {words.quality(max(points)[1], of)}"
+        for (arm, seed), points in sorted(curves.items())
     )
     svg = drawn("validation", WIDTH, HEIGHT, paint)
     return Plot("Validation quality, a line a seed", f"At the last step: {last}.", svg, note)
@@ -107,7 +126,8 @@ def _window(values: Sequence[float], teacher: Any, of: Metric) -> tuple[float, f
 
 
 def _loss(schedule: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]], seed: Any) -> Plot | None:
-    lines = [line for line in metrics if line.get("arm") == "student" and line.get("seed") == seed and "parts" in line]
+    arms = ("student", QUANTIZED)
+    lines = [line for line in metrics if line.get("arm") in arms and line.get("seed") == seed and "parts" in line]
     if len(lines) < 2:
         return None
     parts = list(dict.fromkeys(name for line in lines for name in line["parts"]))
@@ -134,7 +154,8 @@ def _loss(schedule: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]],
 
     height = HEIGHT + 0.16 * max((len(shown) + 2) // 2 - 1, 0)
     svg = drawn("loss", WIDTH, height, paint)
-    said = ", ".join(f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, (_, values) in shown.items())
+    in_force = {name: values[~np.isnan(values)] for name, (_, values) in shown.items()}
+    said = ", ".join(f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, values in in_force.items())
     return Plot(f"Loss of the student by part, weighted, seed {seed}", f"{said}.", svg)
 
 

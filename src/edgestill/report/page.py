@@ -1,12 +1,13 @@
 """The page: what was read, written as text and drawings, laid into the template."""
 
 from importlib import resources
+from itertools import groupby
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from edgestill.report import classes, curves, examples, layers, table, tradeoff, words
+from edgestill.report import classes, curves, eight_bits, examples, layers, table, tradeoff, words
 from edgestill.report.draw import Plot
 from edgestill.report.folder import Folder
 from edgestill.report.words import Metric
@@ -31,7 +32,8 @@ def _context(folder: Folder) -> dict[str, Any]:
     result = folder.result
     of = words.metric(result)
     artifacts = [words.artifact_name(artifact) for artifact in result.get("artifacts") or []]
-    roles = words.roles(artifacts)
+    roles = words.roles(result.get("artifacts") or [])
+    costs = table.columns(result)
     shipped = words.artifact_name(shown) if (shown := table.shipped(result)) else None
     compared = ["teacher", "baseline", "student", *([shipped] if shipped else [])]
     seed = _seed(folder)
@@ -42,9 +44,17 @@ def _context(folder: Folder) -> dict[str, Any]:
         "roles": roles,
         "facts": table.headline(result, of),
         "rows": table.rows(result, of),
+        "costs": costs,
+        "cost_groups": [(group, len(list(columns))) for group, columns in groupby(costs, lambda column: column.group)],
+        "explained": table.explained(result),
+        "remarks": table.remarks(result),
         "no_artifact": not artifacts,
         "several_seeds": any(len(arm.get("seeds") or []) > 1 for arm in (result.get("arms") or {}).values()),
         "tradeoff": _shown(tradeoff.plots(result, of, roles)),
+        "key": artifacts if len(artifacts) > tradeoff.NAMED else [],
+        "eight_bits": eight_bits.formats(result, of),
+        "simulated": any(artifact.get("simulated") for artifact in result.get("artifacts") or []),
+        "layer_losses": _shown([plot] if (plot := eight_bits.layer_losses(result)) else []),
         "training": _shown(curves.plots(result, folder.metrics, of, roles, seed)),
         "layer_maps": _layer_maps(result),
         "seed": seed,

@@ -1,11 +1,45 @@
 """The page's numbers: the headline, the budget's verdicts, and the one table of all models."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from edgestill.report import words
 from edgestill.report.words import Metric
 
 LIMITS = {"size": "Size", "latency": "Latency, p50", "memory": "Peak memory", "quality": "Quality"}
+
+
+class Column(NamedTuple):
+    """What a model costs in one respect. `always`: there even where no model has the number."""
+
+    group: str
+    title: str
+    read: Callable[[dict[str, Any]], Any]
+    write: Callable[[Any], str]
+    always: bool = True
+
+
+def _latency(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda model: (model.get("latency_ms") or {}).get(key)
+
+
+def _value(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda model: model.get(key)
+
+
+LATENCY, RELATIVE = "latency of one sample, ms", "÷ teacher"
+COSTS = (
+    Column("model", "parameters", _value("parameters"), words.whole),
+    Column("model", "FLOPs", _value("flops"), words.operations),
+    Column("model", "size", _value("bytes"), words.size),
+    Column(LATENCY, "p50", _latency("p50"), words.milliseconds),
+    Column(LATENCY, "p90", _latency("p90"), words.milliseconds),
+    Column(LATENCY, "p99", _latency("p99"), words.milliseconds),
+    Column(LATENCY, RELATIVE, _value("latency_ratio"), words.ratio, always=False),
+    Column("throughput", "samples/s", _value("throughput"), words.whole, always=False),
+    Column("memory", "peak", _value("peak_memory_bytes"), words.size),
+    Column("energy", "mJ/sample", _value("energy_mj"), words.milliseconds, always=False),
+)
 
 
 def shipped(result: dict[str, Any]) -> dict[str, Any]:
@@ -91,12 +125,21 @@ def _faster(result: dict[str, Any]) -> dict[str, str] | None:
     artifact, teacher = shipped(result), result.get("teacher") or {}
     ours: Any = (artifact.get("latency_ms") or {}).get("p50")
     theirs: Any = (teacher.get("latency_ms") or {}).get("p50")
+    if words.known(ours) and words.known(artifact.get("latency_ratio")):
+        theirs = ours / artifact["latency_ratio"]  # in the artifact's own runtime
     if not words.known(ours) or not words.known(theirs):
         return None
     note = f"{words.milliseconds(ours)}{words.GAP}ms a sample, the teacher {words.milliseconds(theirs)}{words.GAP}ms"
     if "threads" in artifact:
         note += f"; {artifact['threads']}{words.GAP}thread{'s' if artifact['threads'] != 1 else ''}"
+    if host(result):
+        note += f" on {host(result)}"
     return {"label": "speed, p50", **_ratio(theirs / ours, "faster", "slower"), "note": note}
+
+
+def host(result: dict[str, Any]) -> str:
+    """The host on which latency was measured, "" for the one that trained."""
+    return str((result.get("bench") or {}).get("host") or "")
 
 
 def _ratio(ratio: float, better: str, worse: str) -> dict[str, str]:
@@ -123,14 +166,71 @@ def verdicts(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
     return judged
 
 
+def columns(result: dict[str, Any]) -> list[Column]:
+    """What the table of all models says of their cost."""
+    models = [result.get("teacher") or {}, result.get("student") or {}, *(result.get("artifacts") or [])]
+    return [
+        column for column in COSTS if column.always or any(words.known(column.read(model)) for model in models if model)
+    ]
+
+
+def explained(result: dict[str, Any]) -> str:
+    """What the costs in the table are."""
+    said = ["Peak memory is over that of an empty model in the same runtime."]
+    if any(column.title == RELATIVE for column in columns(result)):
+        said.append(f"{RELATIVE}: p50 over that of the float teacher in the same runtime.")
+    return " ".join(said)
+
+
+def remarks(result: dict[str, Any]) -> list[str]:
+    """Sentences below the table: how and where costs were measured, and the check on emulated ARM."""
+    artifacts = result.get("artifacts") or []
+    said = []
+    batches: dict[Any, list[str]] = {}
+    for artifact in artifacts:
+        if words.known(artifact.get("throughput")):
+            formats = batches.setdefault(artifact.get("throughput_batch"), [])
+            kind = str(artifact.get("format"))
+            formats += [kind] * (kind not in formats)
+    if batches:
+        in_batches = ", ".join(
+            f"{'one by one' if size == 1 else f'in batches of {words.whole(size)}'} ({', '.join(formats)})"
+            for size, formats in batches.items()
+        )
+        said.append(f"Throughput: {in_batches}.")
+    if host(result):
+        hardware = (result.get("bench") or {}).get("hardware") or {}
+        what = ", ".join(str(hardware[key]) for key in ("cpu", "machine") if hardware.get(key))
+        said.append(f"Latency, throughput and memory were measured on {host(result)}{f' ({what})' if what else ''}.")
+    return said + _emulated(artifacts)
+
+
+def _emulated(artifacts: list[dict[str, Any]]) -> list[str]:
+    checked = [
+        (words.artifact_name(artifact), artifact["emulated"]) for artifact in artifacts if artifact.get("emulated")
+    ]
+    if not checked:
+        return []
+    each = ", ".join(
+        f"{name} {words.agreement(there.get('agreement'))} (max error {words.error(there.get('max_abs_error'))})"
+        for name, there in checked
+    )
+    _, first = checked[0]
+    return [
+        f"On an emulated ARM processor ({first.get('runtime')}), agreement with this host’s answers on "
+        f"{words.whole(first.get('samples'))} images: {each}."
+    ]
+
+
 def rows(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
     """A row a model, in the reader's order: teacher, arms, artifacts. Every cell is written text."""
+    costs = columns(result)
     teacher, student = result.get("teacher") or {}, result.get("student") or {}
     reference = teacher.get("quality")
     found = []
     if teacher:
         about = " · ".join(text for text in (teacher.get("name"), words.short(teacher.get("model"))) if text)
-        found.append(_row("teacher", "teacher", about, teacher, reference, reference, of))
+        found.append(_row("teacher", about, teacher, reference, of, costs))
     for name, arm in (result.get("arms") or {}).items():
         count = len(arm.get("seeds") or [])
         seeds = f"{count} seed{'s' if count != 1 else ''}"
@@ -138,7 +238,7 @@ def rows(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
         if name == "baseline":
             about += " · without the teacher"
         cost = student if name == "student" else {}
-        row = _row(name, name, about, {**cost, "quality": arm.get("mean")}, reference, arm.get("mean"), of)
+        row = _row(name, about, {**cost, "quality": arm.get("mean")}, reference, of, costs)
         row["quality"] = words.quality(arm.get("mean"), of, arm.get("std") if count > 1 else None)
         row["same"] = name != "student"
         found.append(row)
@@ -147,28 +247,21 @@ def rows(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
         threads = artifact.get("threads")
         runtime = [artifact.get("runtime"), f"{threads} thread{'s' if threads != 1 else ''}" if threads else None]
         text = " · ".join(str(part) for part in runtime if part)
-        found.append(_row(name, name, text, artifact, reference, artifact.get("quality"), of))
+        found.append(_row(name, text, artifact, reference, of, costs))
     return found
 
 
 def _row(
-    role: str, name: str, about: str, model: dict[str, Any], reference: Any, value: Any, of: Metric
+    name: str, about: str, model: dict[str, Any], reference: Any, of: Metric, costs: list[Column]
 ) -> dict[str, Any]:
-    latency = model.get("latency_ms") or {}
+    quality = model.get("quality")
     return {
-        "role": role,
         "name": name,
         "about": about,
-        "quality": words.quality(value, of),
-        "retained": words.NONE if role == "teacher" else retained(value, reference, of),
+        "quality": words.quality(quality, of),
+        "retained": words.NONE if name == "teacher" else retained(quality, reference, of),
         "agreement": words.agreement(model.get("agreement")),
         "max_error": words.error(model.get("max_abs_error")),
         "same": False,
-        "cost": [
-            words.whole(model.get("parameters")),
-            words.operations(model.get("flops")),
-            words.size(model.get("bytes")),
-            *(words.milliseconds(latency.get(key)) for key in ("p50", "p90", "p99")),
-            words.size(model.get("peak_memory_bytes")),
-        ],
+        "cost": [column.write(column.read(model)) for column in costs],
     }

@@ -1,7 +1,7 @@
 """Quality against size, and against latency."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -13,11 +13,14 @@ from matplotlib.transforms import Bbox
 
 from edgestill.report import words
 from edgestill.report.draw import HEIGHT, WIDTH, Plot, drawn, grid
+from edgestill.report.table import host, shipped
 from edgestill.report.words import MUTED, Metric, Role
 
 ALLOWED, LIMIT = "#e8f3ee", "#00694f"
 ARMS = ("teacher", "baseline", "student")
+NAMED = 4  # artifacts that have room in a plot with the arms; of more, it has only the one that the budget is judged on
 
+SIZES = {"D": 6, "*": 9.5}  # in points, so that marks of all shapes look equally large
 NEAR = 13  # points between a mark and its name, beyond which a line joins them
 Place = tuple[float, float, str, str]  # of a label: offsets in points, horizontal and vertical alignment
 
@@ -30,20 +33,38 @@ class Point(NamedTuple):
 
 
 def plots(result: dict[str, Any], of: Metric, roles: dict[str, Role]) -> list[Plot]:
-    """The plots for which at least two models have numbers."""
+    """The plots for which at least two models have numbers: each of arms and artifacts, and where those are many, of
+    the artifacts alone."""
     budget = result.get("budget") or {}
     floor = (budget.get("quality") or {}).get("limit")
     found = []
+    artifacts = result.get("artifacts") or []
+    judged = words.artifact_name(shipped(result))
+    many = len(artifacts) > NAMED
+    place = f" on {host(result)}" if host(result) else ""
     for name, title, axis, read, write, limit in (
-        ("size", "size", "size", _size, words.size, (budget.get("size") or {}).get("limit")),
-        ("latency", "latency", "latency of one sample, p50", _latency, words.duration, _limit(budget, "latency")),
+        ("size", "size", "size", _size, words.size, _limit(budget, "size")),
+        (
+            "latency",
+            "latency",
+            f"latency of one sample{place}, p50",
+            _latency,
+            words.duration,
+            _limit(budget, "latency"),
+        ),
     ):
         points = _points(result, read)
-        if len({point.name for point in points}) > 1:
-            svg = _scatter(f"tradeoff-{name}", points, axis, write, of, roles, limit, floor)
-            said = ", ".join(f"{point.name} {write(point.x)} {words.quality(point.quality, of)}" for point in points)
-            found.append(Plot(f"{of.name.capitalize()} against {title}", f"{said}.", svg))
-    return found
+        heading = f"{of.name.capitalize()} against {title}"
+        kinds = [("", heading, [point for point in points if not many or point.name in (*ARMS, judged)])]
+        if many:
+            kinds.append(("-files", f"{heading}, the files", [point for point in points if point.name not in ARMS]))
+        for kind, caption, shown in kinds:
+            if len({point.name for point in shown}) > 1:
+                named = [judged] if kind else [point.name for point in shown]
+                svg = _scatter(f"tradeoff-{name}{kind}", shown, named, axis, write, of, roles, limit, floor)
+                said = ", ".join(f"{point.name} {write(point.x)} {words.quality(point.quality, of)}" for point in shown)
+                found.append(Plot(caption, f"{said}.", svg))
+    return sorted(found, key=lambda plot: plot.title.endswith("the files"))
 
 
 def _limit(budget: dict[str, Any], name: str) -> Any:
@@ -72,6 +93,7 @@ def _points(result: dict[str, Any], read: Callable[[dict[str, Any]], Any]) -> li
 def _scatter(
     name: str,
     points: Sequence[Point],
+    named: Collection[str],
     axis: str,
     write: Callable[[Any], str],
     of: Metric,
@@ -81,7 +103,10 @@ def _scatter(
 ) -> str:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        _frame(axes, points, limit, floor)
+        zoomed = all(point.name not in ARMS for point in points)
+        near = limit if not zoomed or _close(limit, [point.x for point in points]) else None
+        above = floor if not zoomed or _close(floor, [point.quality for point in points]) else None
+        _frame(axes, points, near, above)
         grid(axes, "both")
         _allowed(axes, write, of, limit, floor)
         for point in points:
@@ -89,15 +114,17 @@ def _scatter(
             if point.spread:
                 axes.errorbar(point.x, point.quality, point.spread, color=role.colour, linewidth=1, alpha=0.7, zorder=2)
             # Points may coincide (a student and its float32 file): the later is smaller, so that both are seen.
-            size = 8.5 if point.name in ARMS else 6
+            size = 8.5 if point.name in ARMS else SIZES.get(role.marker, 7)
             mark: dict[str, Any] = {"markersize": size, "markeredgecolor": "w", "markeredgewidth": 0.6, "zorder": 3}
+            if role.hollow:
+                mark |= {"markerfacecolor": "w", "markeredgecolor": role.colour, "markeredgewidth": 1.2}
             axes.plot(point.x, point.quality, role.marker, color=role.colour, **mark)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, of)))
         axes.set_xlabel(f"{axis} (log scale)")
         axes.set_ylabel(of.name if of.higher_is_better else f"{of.name}, lower is better")
-        _label(figure, axes, points, roles)
+        _label(figure, axes, points, named, roles)
 
     return drawn(name, WIDTH, HEIGHT, paint)
 
@@ -107,8 +134,14 @@ def tick(value: float, of: Metric) -> str:
     return words.signed(f"{100 * value:.4g}{words.GAP}%" if of.percent else f"{value:.4g}")
 
 
+def _close(limit: Any, values: Sequence[float]) -> bool:
+    """Whether a limit is near enough to the values to be in their frame."""
+    low, high = min(values), max(values)
+    return words.known(limit) and low - (high - low) / 2 <= limit <= high + (high - low) / 2
+
+
 def _frame(axes: Axes, points: Sequence[Point], limit: Any, floor: Any) -> None:
-    """Axes that hold every point, every limit, and room for labels."""
+    """Axes that hold every point, the limits, and room for labels."""
     xs = [point.x for point in points] + [limit] * words.known(limit)
     low = [point.quality - point.spread for point in points] + [floor] * words.known(floor)
     high = [point.quality + point.spread for point in points] + [floor] * words.known(floor)
@@ -123,23 +156,24 @@ def _frame(axes: Axes, points: Sequence[Point], limit: Any, floor: Any) -> None:
 
 
 def _allowed(axes: Axes, write: Callable[[Any], str], of: Metric, limit: Any, floor: Any) -> None:
-    """The area that meets the budget, with its limits written on its edges."""
+    """The area that meets the budget, with those of its limits that are inside the frame written on its edges."""
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()
     has_limit, has_floor = words.known(limit), words.known(floor)
     if not has_limit and not has_floor:
         return
     low, high = (floor, top) if of.higher_is_better else (bottom, floor)
-    low, high = (low, high) if has_floor else (bottom, top)
-    axes.fill_between([left, limit if has_limit else right], low, high, color=ALLOWED, linewidth=0, zorder=0)
+    low, high = (min(max(low, bottom), top), min(max(high, bottom), top)) if has_floor else (bottom, top)
+    end = min(max(limit, left), right) if has_limit else right
+    axes.fill_between([left, end], low, high, color=ALLOWED, linewidth=0, zorder=0)
     style: dict[str, Any] = {"color": LIMIT, "linewidth": 0.9, "linestyle": (0, (4, 2)), "zorder": 1}
     note: dict[str, Any] = {"color": LIMIT, "fontsize": 8, "textcoords": "offset points"}
-    if has_limit:
+    if has_limit and left < limit < right:
         axes.axvline(limit, **style)
         axes.annotate(
             f"≤ {write(limit)}", (limit, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), ha="center", **note
         )
-    if has_floor:
+    if has_floor and bottom < floor < top:
         axes.axhline(floor, **style)
         sign = "≥" if of.higher_is_better else "≤"
         # Under the line where models below it are worse, over it where they are better: outside the shaded area.
@@ -149,8 +183,9 @@ def _allowed(axes: Axes, write: Callable[[Any], str], of: Metric, limit: Any, fl
         axes.annotate(text, (1, floor), xycoords=("axes fraction", "data"), **place, **note)
 
 
-def _label(figure: Figure, axes: Axes, points: Sequence[Point], roles: dict[str, Role]) -> None:
-    """Each point's name at the place that covers least: no other name or point if possible, then no limit's line."""
+def _label(figure: Figure, axes: Axes, points: Sequence[Point], named: Collection[str], roles: dict[str, Role]) -> None:
+    """The name of each of `named` at the place that covers least: no other name or point if possible, then no limit's
+    line."""
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     figure.draw_without_rendering()
     frame = axes.get_window_extent(renderer)
@@ -159,7 +194,7 @@ def _label(figure: Figure, axes: Axes, points: Sequence[Point], roles: dict[str,
     taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in marks]
     taken += [text.get_window_extent(renderer) for text in axes.texts]
     limits = [line.get_window_extent(renderer) for line in axes.lines if line.get_linestyle() == "--"]
-    for point in points:
+    for point in (point for point in points if point.name in named):
         colour = roles.get(point.name, roles["student"]).colour
         tried: list[tuple[int, int, Place, Bbox]] = []
         for place in _places():

@@ -23,11 +23,24 @@ class Metric(NamedTuple):
 
 
 class Role(NamedTuple):
-    """How one model looks in every plot and table: a colour, a matplotlib marker, the same as an SVG path (10 × 10)."""
+    """How one model looks in every plot and table: a colour, a matplotlib marker, the same as an SVG path (10 × 10),
+    and whether only its outline is drawn."""
 
     colour: str
     marker: str
     path: str
+    hollow: bool = False
+
+
+# Colours that colour-blind readers can tell apart (after Okabe and Ito): a file's says how its numbers were made.
+FLOAT, POST_TRAINING, QUANTIZATION_AWARE = "#00795b", "#c44601", "#93307f"
+SHAPES = {  # a file's says what runs it
+    "onnx": ("D", "M5 .3 9.7 5 5 9.7 .3 5z"),
+    "executorch": ("^", "M5 .8 9.6 9H.4z"),
+    "openvino": ("v", "M5 9.2 9.6 1H.4z"),
+    "litert": ("*", "M5 0 6.2 3.6 10 3.7 7 6 8.1 9.6 5 7.5 1.9 9.6 3 6 0 3.7 3.8 3.6z"),
+}
+OTHER_SHAPE = ("p", "M5 .4 9.7 3.8 7.9 9.4H2.1L.3 3.8z")
 
 
 def metric(result: dict[str, Any]) -> Metric:
@@ -42,26 +55,26 @@ def metric(result: dict[str, Any]) -> Metric:
     )
 
 
-def roles(artifacts: Iterable[str]) -> dict[str, Role]:
-    """Colours that colour-blind readers can tell apart (after Okabe and Ito), each with a mark of its own.
-
-    The most compressed artifact, the last, has the strongest colour: it is what ships.
-    """
-    names = list(artifacts)
-    looks = [
-        Role("#c44601", "D", "M5 .3 9.7 5 5 9.7 .3 5z"),
-        Role("#8f6400", "^", "M5 .8 9.6 9H.4z"),
-        Role("#00795b", "v", "M5 9.2 9.6 1H.4z"),
-        Role("#a14d84", "p", "M5 .4 9.7 3.8 7.9 9.4H2.1L.3 3.8z"),
-    ]
+def roles(artifacts: Iterable[dict[str, Any]]) -> dict[str, Role]:
+    """The look of each arm and artifact, by name."""
     return {
         "teacher": Role("#2f3b52", "s", "M1 1h8v8H1z"),
         "baseline": Role(
             "#6b727c", "X", "M.8 2.9 2.9.8 5 2.9l2.1-2.1 2.1 2.1L7.1 5l2.1 2.1-2.1 2.1L5 7.1 2.9 9.2.8 7.1 2.9 5z"
         ),
         "student": Role("#0069aa", "o", "M5 .6a4.4 4.4 0 1 1 0 8.8a4.4 4.4 0 1 1 0-8.8z"),
-        **{name: looks[position % len(looks)] for position, name in enumerate(reversed(names))},
+        "quantized": Role(QUANTIZATION_AWARE, "o", "M5 .6a4.4 4.4 0 1 1 0 8.8a4.4 4.4 0 1 1 0-8.8z"),
+        **{artifact_name(artifact): _look(artifact) for artifact in artifacts},
     }
+
+
+def _look(artifact: dict[str, Any]) -> Role:
+    precision, how = artifact.get("precision") or "float32", artifact.get("quantized")
+    colour = FLOAT if precision.startswith("float") else POST_TRAINING
+    if how == "quantization-aware":
+        colour = QUANTIZATION_AWARE
+    marker, path = SHAPES.get(str(artifact.get("format")), OTHER_SHAPE)
+    return Role(colour, marker, path, hollow=precision == "float16" or how == "dynamic")
 
 
 def artifact_name(artifact: dict[str, Any]) -> str:
@@ -122,6 +135,13 @@ def milliseconds(value: Any) -> str:
     if not known(value):
         return NONE
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def ratio(value: Any) -> str:
+    """Two digits: 0.0844 -> "0.084", 0.1 -> "0.10", 12.4 -> "12"."""
+    if not known(value):
+        return NONE
+    return f"{value:,.0f}" if value >= 10 else f"{value:#.2g}"
 
 
 def whole(value: Any) -> str:

@@ -1,0 +1,50 @@
+"""What a device gets beside an artifact: its card, its runtime's file, and a script that classifies a picture."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgestill.export import executorch, litert, onnx, openvino
+from edgestill.export.formats import Format
+from edgestill.models import ImageInput
+from edgestill.runtimes import classify
+from edgestill.runtimes.measure import artifact_files
+
+DESCRIBE: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "onnx": onnx.describe,
+    "executorch": executorch.describe,
+    "openvino": openvino.describe,
+    "litert": litert.describe,
+}
+
+
+def write(kind: Format, path: Path, expected: ImageInput, labels: tuple[str, ...]) -> None:
+    """Puts card.json, run.py and the runtime's file into the folder of the artifact at `path`.
+
+    card.json: format, precision, the file with its bytes and SHA-256, the runtime with its version here and how to
+    install it, operators, inputs and outputs with names and shapes, the normalisation of the input (pixels in 0…1,
+    channels first), and the labels in the order of the outputs.
+    """
+    package = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}.get(kind.backend, kind.backend)
+    card = {
+        "format": kind.backend,
+        "precision": kind.precision,
+        "file": path.name,
+        "bytes": sum(file.stat().st_size for file in artifact_files(path)),
+        "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in artifact_files(path)},
+        "runtime": package,
+        "version": metadata.version(package),
+        "runtime_file": kind.runtime_file.name,
+        "install": f"pip install {package} numpy pillow",
+        **DESCRIBE[kind.backend](path),
+        "normalisation": asdict(expected) | {"layout": "channels first", "pixels": "0…1, then (pixel − mean) ÷ std"},
+        "labels": list(labels),
+    }
+    (path.parent / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.copyfile(classify.__file__, path.parent / "run.py")
+    shutil.copyfile(kind.runtime_file, path.parent / kind.runtime_file.name)

@@ -1,0 +1,106 @@
+"""The student in 8 bits: its layers' losses, the layers that are spared, and the phase that trains it for them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from edgestill import checkpoint
+from edgestill.arms import Log, Outcome, place_of, train_arm
+from edgestill.assemble import QUANTIZED, Job
+from edgestill.evaluate.classification import inputs
+from edgestill.export.formats import FORMATS
+from edgestill.models import Model, example, plain_logits
+from edgestill.processes import ALONE
+from edgestill.quantize.fake import calibrate, fake_quantized
+from edgestill.quantize.graph import export_program
+from edgestill.quantize.sensitivity import divergences, to_spare
+from edgestill.train import Track
+
+BATCH = 50
+TOLERANCE = 0.005
+"""How far below the float student's accuracy on validation `keep_float: auto` lets the student in 8 bits be."""
+
+
+def check(job: Job) -> None:
+    """Refuses, before any training, a student that has no fixed graph of operators, layers to spare that it does not
+    have, and taps that its graph does not have."""
+    student = job.student(0)
+    asked = job.recipe.quantize.keep_float
+    if job.quantizes or any(FORMATS[name].how == "graph" for name in job.recipe.export):
+        taps = _taps(job) if job.quantizes else []
+        _graph(student, () if asked == "auto" else asked, taps)
+    else:
+        export_program(plain_logits(student.module), example(student.input, 1))
+
+
+def calibration(job: Job, student: Model) -> list[Tensor]:
+    """Batches of random training images, preprocessed as in evaluation."""
+    rows = np.random.default_rng(0).permutation(len(job.splits.train.labels))[: job.recipe.quantize.samples]
+    chunks = np.array_split(np.sort(rows), -(-len(rows) // BATCH))
+    return [torch.from_numpy(inputs(job.splits.train, chunk, student.input)) for chunk in chunks]
+
+
+def post_training(job: Job, student: Model, keep_float: Sequence[str], taps: Sequence[str] = ()) -> GraphModule:
+    """The student as a calibrated graph in fake 8 bits, apart from the layers that stay in float."""
+    made = _graph(student, keep_float, taps)
+    calibrate(made, calibration(job, student))
+    return made
+
+
+def measure(job: Job, student: Model, track: Track) -> dict[str, Any]:
+    """What result.json says of the layers: each one's loss in 8 bits, and which stay in float."""
+    asked = job.recipe.quantize.keep_float
+    batches = calibration(job, student)
+    module = post_training(job, student, ())
+    losses = divergences(module, batches, track)
+    spared = list(asked)
+    if asked == "auto":
+        quality = job.validate(student.input)
+        spared = to_spare(module, losses, quality, quality(plain_logits(student.module)) - TOLERANCE)
+    return {
+        "samples": sum(map(len, batches)),
+        "layers": [{"layer": layer, "divergence": loss} for layer, loss in losses.items()],
+        "kept_float": spared,
+        "automatic": asked == "auto",
+    }
+
+
+def train(
+    job: Job, student: Model, seed: int, keep_float: Sequence[str], out: Path, log: Log, track: Track, resume: bool
+) -> Outcome:
+    """The phase that trains the student for 8 bits, from the float student on, by this process alone."""
+    model = _model(job, student, keep_float)
+    return train_arm(replace(job, processes=ALONE), QUANTIZED, seed, None, out, log, track, resume, model)[1]
+
+
+def trained(job: Job, student: Model, seed: int, keep_float: Sequence[str], out: Path) -> GraphModule | None:
+    """The student as the phase that trains it for 8 bits left it; None without such a phase."""
+    saved = checkpoint.load(place_of(out, QUANTIZED, seed) / "final.pt") if job.quantizes else None
+    if saved is None:
+        return None
+    module = _model(job, student, keep_float).module
+    module.load_state_dict(saved["student"])
+    assert isinstance(module, GraphModule)
+    return module
+
+
+def _model(job: Job, student: Model, keep_float: Sequence[str]) -> Model:
+    return replace(student, module=post_training(job, student, keep_float, _taps(job)))
+
+
+def _graph(student: Model, keep_float: Sequence[str], taps: Sequence[str]) -> GraphModule:
+    plain = plain_logits(student.module)
+    prefix = "" if plain is student.module else "module."
+    return fake_quantized(plain, example(student.input, 1), keep_float=keep_float, taps=taps, prefix=prefix)
+
+
+def _taps(job: Job) -> list[str]:
+    """What the terms of the phase that trains for 8 bits record of the student."""
+    terms = [job.terms[name] for name in job.schedule(QUANTIZED).phases[0].terms]
+    return sorted({tap for term in terms for tap in term.student_taps})

@@ -485,6 +485,17 @@ def test_the_phase_for_8_bits_is_drawn_behind_the_students_training(every_format
     assert "nan" not in loss
 
 
+def test_a_training_that_collapsed_is_inside_its_plot() -> None:
+    values = [0.5, *[0.97] * 20, 0.1, 0.1]
+    for higher in (True, False):
+        of = words.Metric("quality", higher, 0.0, higher)
+        heights = values if higher else [-value for value in values]
+        low, high = curves._window(heights, [heights[20], heights[-1]], None, of)
+        assert low < min(heights) < max(heights) < high
+        low, high = curves._window(heights[:-2], [heights[20]], None, of)
+        assert not low < heights[0] < high  # the steep beginning
+
+
 def test_a_run_interrupted_in_its_phase_for_8_bits_has_a_report(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", every_format=True)
     result = {**load_result(run), "status": "interrupted", "artifacts": [], "budget": {}}

@@ -86,7 +86,8 @@ def _validation(
             seen.add(arm)
         if words.known(teacher):
             axes.axhline(teacher, color=roles["teacher"].colour, linewidth=1, linestyle=(0, (4, 2)), label="teacher")
-        axes.set_ylim(*_window([value for points in curves.values() for _, value in points], teacher, of))
+        ends = [max(points)[1] for points in curves.values()]
+        axes.set_ylim(*_window([value for points in curves.values() for _, value in points], ends, teacher, of))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value, of)))
         axes.set_ylabel(f"validation {of.name}")
@@ -113,14 +114,14 @@ def _seen_before(teacher: dict[str, Any], of: Metric) -> str:
     )
 
 
-def _window(values: Sequence[float], teacher: Any, of: Metric) -> tuple[float, float]:
-    """Limits in which the end of training is legible: its steep beginning may leave the window."""
+def _window(values: Sequence[float], ends: Sequence[float], teacher: Any, of: Metric) -> tuple[float, float]:
+    """Limits in which the end of training is legible: its steep beginning may leave the window, an end never."""
     reach = [*values, teacher] if words.known(teacher) else list(values)
     low, high, middle = min(reach), max(reach), float(np.median(values))
     if of.higher_is_better:
-        low = max(low, high - 3 * (high - middle))
+        low = max(low, min(high - 3 * (high - middle), *ends))
     else:
-        high = min(high, low + 3 * (middle - low))
+        high = min(high, max(low + 3 * (middle - low), *ends))
     margin = 0.06 * (high - low) or 0.01 * max(abs(high), 1e-6)
     return low - margin, high + margin
 

@@ -113,7 +113,7 @@ def _paint(figure: Figure, shown: Sequence[str], losses: dict[str, float], kept:
     axes.set_xlim(0, reach * (1.45 if set(kept) & set(shown) else 1.25))  # room for the numbers
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _nats(value)))
     axes.set_xlabel("divergence from the float student, nats")
 
 

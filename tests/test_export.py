@@ -13,8 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgestill.errors import UserError
-from edgestill.export.onnx import export, quantize_int8
+from edgestill.export.onnx import export, quantize_dynamic
 from edgestill.export.verify import artifact_outputs, verify
+from edgestill.quantize.fake import calibrate, fake_quantized
+from edgestill.quantize.integer import integer
 from edgestill.runtimes import onnx_runtime
 
 RUNTIME = Path(onnx_runtime.__file__)
@@ -65,10 +67,16 @@ def exported(model: Residual, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def quantize(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
+    graph = fake_quantized(model, torch.zeros(1, 1, 8, 8))
+    calibrate(graph, torch.from_numpy(calibration).split(50))
+    export(integer(graph, signed=False), torch.zeros(1, 1, 8, 8), path)
+
+
 @pytest.fixture(scope="module")
-def quantized(exported: Path, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantized(model: Residual, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("quantized") / "int8.onnx"
-    quantize_int8(exported, images[:300], path)
+    quantize(model, images[:300], path)
     return path
 
 
@@ -177,7 +185,7 @@ def test_int8_is_smaller_and_agrees(exported: Path, quantized: Path, model: Resi
 
 def test_int8_stores_integers_with_a_scale_for_each_channel(quantized: Path) -> None:
     constants = {constant.name: constant for constant in onnx.load(quantized).graph.initializer}
-    assert constants["conv.weight_quantized"].data_type == onnx.TensorProto.INT8
+    assert constants["conv.weight_levels"].data_type == onnx.TensorProto.INT8
     assert list(constants["conv.weight_scale"].dims) == [24]
     assert not [name for name, constant in constants.items() if constant.data_type == 1 and len(constant.dims) > 1]
 
@@ -193,14 +201,23 @@ def test_onnxruntime_runs_every_convolution_and_the_head_in_int8(quantized: Path
     assert (found.count("QLinearConv"), found.count("QGemm"), found.count("Conv")) == (2, 1, 0)
 
 
-@pytest.mark.parametrize(("rows", "reason"), [(slice(0), "at least one"), (slice(3), "finite")])
+@pytest.mark.parametrize(("rows", "reason"), [(slice(0), "0 came"), (slice(1), "1 came"), (slice(3), "finite")])
 def test_int8_refuses_calibration_it_cannot_use(
-    exported: Path, images: np.ndarray, tmp_path: Path, rows: slice, reason: str
+    model: Residual, images: np.ndarray, tmp_path: Path, rows: slice, reason: str
 ) -> None:
     calibration = images[rows] * (np.nan if reason == "finite" else 1)
     with pytest.raises(UserError, match=reason):
-        quantize_int8(exported, calibration, tmp_path / "int8.onnx")
+        quantize(model, calibration, tmp_path / "int8.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dynamic_int8_needs_no_calibration_and_agrees(
+    exported: Path, model: Residual, images: np.ndarray, tmp_path: Path
+) -> None:
+    quantize_dynamic(exported, tmp_path / "int8.onnx")
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.6 * exported.stat().st_size
+    assert "ConvInteger" in operators(tmp_path / "int8.onnx")
+    assert verify(tmp_path / "int8.onnx", model, images[:1000], runtime=RUNTIME).agreement > 0.97
 
 
 @pytest.mark.parametrize("content", ["half", "text", "nothing", None])

@@ -75,7 +75,6 @@ REFUSED = {
     "export=[onnx, executorch-int4]": "export.1: .*'executorch-int4' came; did you mean 'executorch-int8'",
     "export=[gguf]": "export.0: must be one of onnx, onnx-int8, .*'gguf' came",
     "budget.runtime=openvino": "budget.runtime: openvino runs openvino files; export names onnx, onnx-int8 alone",
-    "bench.host=qemu-aarch64 export=[openvino]": "bench.host: qemu-aarch64 checks ONNX files only; .* openvino",
     "quantize.samples=1": "quantize: samples: ranges over many images are needed.*; 1 came",
     "export=[gguf-q8_0]": "export.0: .*'gguf-q8_0' came",
     "export=[coreml]": "export.0: .*'coreml' came",
@@ -494,3 +493,29 @@ def test_a_typo_is_refused_without_anything_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["bench.host=qemu-aarch64", "export=[onnx, openvino]"], "qemu-aarch64 checks ONNX files only; .* openvino"),
+        (
+            ["phases=[{name: q, share: 1, fake_quantize: int8}]"],
+            "phases.q: with no other phase the student needs weights",
+        ),
+        (
+            ["phases=[{name: q, share: 0.5, fake_quantize: int8}, {name: f, share: 0.5}]"],
+            "phases.q: fake_quantize is for the last phase",
+        ),
+        (
+            [
+                "phases=[{name: f, share: 0.9}, {name: q, share: 0.1, fake_quantize: int8}]",
+                "export=[onnx, openvino-int8]",
+            ],
+            "phases.q: fake_quantize trains for onnx-int8, executorch-int8, litert-int8",
+        ),
+    ],
+)
+def test_files_and_phases_that_do_not_go_together_are_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_recipe("digits", overrides)

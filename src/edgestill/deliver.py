@@ -39,6 +39,7 @@ EMULATED_SAMPLES = 200
 POST = "-post"
 """Behind the name of a format: the same file by post-training, beside the one that a quantize phase trained."""
 BATCHES = (1, 64)
+BACKENDS = {"onnx": onnx, "executorch": executorch, "openvino": openvino, "litert": litert}
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,13 @@ def bench_artifacts(
                 _reference(student.model, f"student-{backend}", FORMATS[backend], out),
             )
     artifacts = {
-        name: Artifact(path, kind.runtime_file, _empty(job, kind, out), kind.torch, kind.batched)
+        name: Artifact(
+            path,
+            kind.runtime_file,
+            _empty(kind, (job.teacher if name.startswith("teacher:") else student.model).input, out),
+            kind.torch,
+            kind.batched,
+        )
         for name, (kind, path) in files.items()
     }
     own, teachers = (_real_inputs(job, model.input, BENCH_SAMPLES) for model in (student.model, job.teacher))
@@ -292,14 +299,12 @@ def _reference(model: Model, name: str, kind: Format, out: Path) -> Path:
     return path
 
 
-def _empty(job: Job, kind: Format, out: Path) -> Path:
-    """A model that does nothing, in the format: what memory is measured over."""
-    path = out / "arms" / f"empty-{kind.backend}{kind.suffix}"
+def _empty(kind: Format, expected: ImageInput, out: Path) -> Path:
+    """A model that does nothing with such inputs, in the format: what memory is measured over."""
+    probe = example(expected, 1)
+    path = out / "arms" / f"empty-{kind.backend}-{'x'.join(map(str, probe.shape[1:]))}{kind.suffix}"
     if not path.is_file():
-        probe = example(job.teacher.input, 1)
-        {"onnx": onnx, "executorch": executorch, "openvino": openvino, "litert": litert}[kind.backend].write_empty(
-            path, probe
-        )
+        BACKENDS[kind.backend].write_empty(path, probe)
     return path
 
 

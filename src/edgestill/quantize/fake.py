@@ -258,6 +258,8 @@ def calibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
         part.forget()
     with mode(module, "observe"):
         for batch in batches:
+            if not len(batch):
+                continue
             if not torch.isfinite(batch).all():
                 raise UserError(
                     "int8 calibration samples must be finite numbers, some are NaN or infinite: check the data"

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test test-all check format bench docs clean
+.PHONY: demo test test-all check format bench docs litert clean
 
 demo: $(VENV)/user
 	$(BIN)/edgestill run digits
@@ -28,6 +28,9 @@ format: $(VENV)/dev
 bench: $(VENV)/dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
+# The converter of LiteRT files: it needs other versions than edgestill, so an environment of its own.
+litert: $(VENV)/litert/bin/litert.done
+
 docs: $(VENV)/dev
 	$(BIN)/python docs/recipe_reference.py
 
@@ -36,6 +39,11 @@ clean:
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/litert/bin/litert.done: $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/litert
+	$(VENV)/litert/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'litert-torch==0.10.*'
+	touch $@
 
 $(VENV)/user: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e .

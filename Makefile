@@ -10,10 +10,10 @@ demo: $(VENV)/user
 	$(BIN)/edgestill run digits
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST)
 
 test-all: $(VENV)/dev
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .

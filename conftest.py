@@ -1,5 +1,6 @@
 """What all tests and the examples in the docstrings of src/edgestill share: at the root, to be seen by both."""
 
+import ctypes
 import importlib.util
 import sys
 
@@ -36,3 +37,18 @@ _operators = _complete_torchvision()  # they last as long as this name
 @pytest.fixture(autouse=True, scope="session")
 def _names_in_examples(doctest_namespace):
     doctest_namespace.update(torch=torch, nn=nn, np=np)
+
+
+class _Stack(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+_ROOM = ctypes.create_string_buffer(1 << 17)
+
+
+@pytest.fixture(autouse=True)
+def _stack_for_signals():
+    """OpenVINO gives the thread that it runs in a stack for signals that is too small for what the kernel saves once a
+    processor's AMX tiles were used: Ctrl-C in a later test would end the process. A larger one, before every test."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_Stack(ctypes.addressof(_ROOM), 0, len(_ROOM))), None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import json
 import os
 import re
 import select
@@ -23,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgestill.bench.host import Artifact, bench
 from edgestill.bench.remote import address, bench_remote
+from edgestill.cli import main
 from edgestill.errors import UserError
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
@@ -405,3 +407,29 @@ def test_without_an_ssh_client_here_one_clear_line(model: Path) -> None:
 def test_what_is_no_host_never_reaches_ssh(host: str) -> None:
     with pytest.raises(UserError, match="written user@pi"):
         address(host)
+
+
+def test_a_run_is_measured_on_another_host_by_its_command(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    client = tmp_path / "bin" / "ssh"  # the user's ssh, with a key as its configuration would name it
+    real = shutil.which("ssh")
+    client.write_text(f'#!/bin/sh\nexec {real} {" ".join(server.ssh()[1:])} "$@"\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{client.parent}:{os.environ['PATH']}")
+    run = tmp_path / "run"
+    quick = ["train.epochs=1", "compare.seeds=1", "teacher.fit.epochs=6", "export=[onnx, onnx-int8]"]
+    quick += ["budget={size: 1 MB}", "verify.agreement=0"]
+    assert main(["run", "digits", "--quiet", "--out", str(run), *(w for s in quick for w in ("--set", s))]) == 0
+    assert main(["bench", str(run), "--host", server.host, "--python", sys.executable, "--quiet"]) == 0
+    result = json.loads((run / "result.json").read_text())
+    assert result["bench"]["host"] == server.host
+    assert all(artifact["latency_ratio"] > 0 for artifact in result["artifacts"])
+    assert list(server.place.iterdir()) == [], "nothing stays there"
+    before = (run / "result.json").read_bytes()
+    capsys.readouterr()
+    assert main(["bench", str(run), "--host", "nobody@127.0.0.1:1", "--quiet"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    kept = json.loads((run / "result.json").read_text())
+    assert kept["artifacts"] == json.loads(before)["artifacts"], "the figures of before are not lost"

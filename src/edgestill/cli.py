@@ -65,11 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, again, text in (
         ("export", _export, "export and verify the student of a run again"),
         ("evaluate", _evaluate, "score the artifacts of a run on its test set again"),
-        ("bench", _bench, "measure the artifacts of a run and its teacher again, on this host"),
+        ("bench", _bench, "measure the artifacts of a run and its teacher again, here or on another host"),
         ("report", _report, "write report.html of a run again"),
     ):
         sub = add(name, again, text)
         sub.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+        if again is _bench:
+            sub.add_argument("--host", metavar="USER@HOST", help="over SSH; or qemu-aarch64 (the recipe's bench.host)")
+            sub.add_argument("--python", metavar="FILE", help="the interpreter there (the recipe's bench.python)")
         if again is not _report:
             _output(sub)
     compare = add("compare", _compare, "several runs side by side")
@@ -120,16 +123,21 @@ def _do_run(options: argparse.Namespace, deliver: bool) -> int:
     return _show(result, options) if result else OK  # process 0 of several shows it
 
 
-def _on_folder(step: str) -> Callable[[argparse.Namespace], int]:
+def _on_folder(step: str, *names: str) -> Callable[[argparse.Namespace], int]:
     def verb(options: argparse.Namespace) -> int:
         from edgestill import run
 
-        return _show(getattr(run, step)(options.run, track=_track(options)), options)
+        given = {name: getattr(options, name) for name in names}
+        return _show(getattr(run, step)(options.run, track=_track(options), **given), options)
 
     return verb
 
 
-_export, _evaluate, _bench = (_on_folder(step) for step in ("export_again", "evaluate_again", "bench_again"))
+_export, _evaluate, _bench = (
+    _on_folder("export_again"),
+    _on_folder("evaluate_again"),
+    _on_folder("bench_again", "host", "python"),
+)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -70,17 +70,23 @@ def names(job: Job) -> list[str]:
 def make_artifacts(job: Job, student: Student, out: Path, track: Track) -> dict[str, Path]:
     """Writes the run's artifacts to exports/, a folder each, with what a device needs to run them: name -> file."""
     made: dict[str, Path] = {}
-    wanted = names(job)
-    for name in wanted:
+    for name in names(job):
         made[name] = out / "exports" / name / f"student{format_of(name).suffix}"
         made[name].parent.mkdir(parents=True, exist_ok=True)
     probe = example(student.model.input, 1)
-    for name in track(wanted, "exporting", len(wanted)):
-        kind = format_of(name)
-        module = _module(name, student)
-        with _explained(kind, module, probe):
-            write(kind, module, probe, made[name], student.calibration)
-        device.write(kind, made[name], student.model.input, job.splits.train.classes)
+    # LiteRT's converter takes longer to start than to convert: one call for all its files.
+    together = [name for name in made if format_of(name).backend == "litert"]
+    groups = [[name] for name in made if name not in together] + [together] * bool(together)
+    for group in track(groups, "exporting", len(groups)):
+        kind, modules = format_of(group[0]), {made[name]: _module(name, student) for name in group}
+        first = next(iter(modules.values()))
+        with _explained(kind, first, probe):
+            if group == together:
+                litert.convert([litert.Job(module, probe, path) for path, module in modules.items()])
+            else:
+                write(kind, first, probe, made[group[0]], student.calibration)
+        for name in group:
+            device.write(format_of(name), made[name], student.model.input, job.splits.train.classes)
     return made
 
 

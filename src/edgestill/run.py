@@ -1,6 +1,6 @@
 """The verbs' work: the whole job, and its steps on a run folder. N samples, K classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -315,13 +315,17 @@ def evaluate_again(place: Path, *, track: Track = progress.track) -> Result:
     return _again(place, track, evaluate, needs=_measured)
 
 
-def bench_again(place: Path, *, track: Track = progress.track) -> Result:
-    """Measures the artifacts of a run folder and its teacher on this host."""
+def bench_again(
+    place: Path, *, host: str | None = None, python: str | None = None, track: Track = progress.track
+) -> Result:
+    """Measures the artifacts of a run folder and its teacher where the recipe says, or on another `host` (`user@pi`,
+    `qemu-aarch64`) with its interpreter `python`."""
+    overrides = [f"bench.{key}={value}" for key, value in (("host", host), ("python", python)) if value is not None]
 
     def measure(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
         _bench(job, deliver.Student(student), _made(place, result), place, result, track)
 
-    return _again(place, track, measure, needs=_made)
+    return _again(place, track, measure, needs=_made, overrides=overrides)
 
 
 def _again(
@@ -329,6 +333,7 @@ def _again(
     track: Track,
     step: Callable[[Job, Model, Path, Result, Track], None],
     needs: Callable[[Path, Result], object] = lambda *_: None,
+    overrides: Sequence[str] = (),
 ) -> Result:
     """Does a step behind the trainings on a run folder, and writes result.json, the card and the report anew. What it
     `needs` is asked for before anything is written."""
@@ -336,7 +341,7 @@ def _again(
     if "student" not in result or not (place / "student" / STUDENT_FILE).is_file():
         raise UserError(f"{place} has no trained student yet; `edgestill run … --out {place} --resume` trains it")
     needs(place, result)
-    recipe = load_recipe(place / folder.RECIPE)
+    recipe = load_recipe(place / folder.RECIPE, overrides)
     torch.set_num_threads(cpu_threads(recipe))
     job = assemble(recipe, track)
     if (place / "teacher" / STUDENT_FILE).is_file():
@@ -418,9 +423,11 @@ def _bench(
     started = perf_counter()
     measured, result["bench"] = deliver.bench_artifacts(job, student, made, place, track)
     result["seconds"]["bench"] = perf_counter() - started
-    for role in (TEACHER, STUDENT):
-        result[role] |= measured[role]
-    result["artifacts"] = [artifact | measured[artifact["name"]] for artifact in result["artifacts"]]
+    for name, entry in [(TEACHER, result[TEACHER]), (STUDENT, result[STUDENT])] + [
+        (artifact["name"], artifact) for artifact in result["artifacts"]
+    ]:
+        entry.pop("energy_mj", None)  # of a host that had a counter
+        entry |= measured[name]
     result["budget"] = deliver.verdict(job, result["artifacts"])
 
 

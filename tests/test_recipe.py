@@ -498,7 +498,7 @@ def test_a_typo_is_refused_without_anything_heavy():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["bench.host=qemu-aarch64", "export=[onnx, openvino]"], "qemu-aarch64 checks ONNX files only; .* openvino"),
+        (["bench.host=qemu-aarch64", "export=[openvino]", "budget={}"], "qemu-aarch64 checks ONNX files only"),
         (
             ["phases=[{name: q, share: 1, fake_quantize: int8}]"],
             "phases.q: with no other phase the student needs weights",

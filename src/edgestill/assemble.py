@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgestill.bench import emulated, remote
+from edgestill.bench import remote
+from edgestill.bench.aarch64_root import find_root
 from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
 from edgestill.data.images import Images, hold_out, keep_labels, spaced
 from edgestill.data.sources import check_apart, load_splits, resolve, splits_of
@@ -214,7 +215,7 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     tracker = recipe.train.tracker
     formats.check(recipe.export)
     if recipe.bench.host == EMULATED:
-        emulated.check(f"student{formats.FORMATS[name].suffix}" for name in recipe.export)
+        find_root()
     elif recipe.bench.host is not None:
         remote.address(recipe.bench.host)
     if tracker is not None and importlib.util.find_spec(tracker) is None:

@@ -266,7 +266,7 @@ def bench_artifacts(
         teacher = found[f"teacher:{kind.backend}"]
         found[name]["latency_ratio"] = found[name]["latency_ms"]["p50"] / teacher["latency_ms"]["p50"]
     if host == EMULATED:
-        for name, path in made.items():
+        for name, path in ((name, path) for name, path in made.items() if format_of(name).backend == "onnx"):
             found[name]["emulated"] = _emulated(path, own[:EMULATED_SAMPLES], format_of(name).how != "graph", track)
     main = RUNTIMES[job.recipe.budget.runtime] if job.recipe.budget.runtime else backends[0]
     found["teacher"] = found[f"teacher:{main}"]

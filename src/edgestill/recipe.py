@@ -459,8 +459,8 @@ class Recipe(Section):
             raise ValueError(
                 f"budget.runtime: {runtime} runs {RUNTIMES[runtime]} files; export names {', '.join(self.export)} alone"
             )
-        if self.bench.host == EMULATED and (other := [name for name in self.export if not name.startswith("onnx")]):
-            raise ValueError(f"bench.host: {EMULATED} checks ONNX files only; export names {other[0]}")
+        if self.bench.host == EMULATED and not any(name.startswith("onnx") for name in self.export):
+            raise ValueError(f"bench.host: {EMULATED} checks ONNX files only, and export names none")
         for place, phase in enumerate(self.phases):
             if phase.fake_quantize is None:
                 continue

@@ -8,7 +8,6 @@ Shapes: N samples.
 """
 
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,22 +29,6 @@ class Emulated:
     runtime: str
 
 
-def check(artifacts: Iterable[str | Path], root: str | Path | None = None) -> Path:
-    """What `emulate` needs, asked before the work that makes the artifacts; the root that it will use.
-
-    `artifacts` are their files' names; they need not exist.
-
-    Raises UserError for a file that is not ONNX, and where QEMU or the root is missing, with the command that mends it.
-    """
-    for artifact in artifacts:
-        if Path(artifact).suffix != ".onnx":
-            raise UserError(
-                f"qemu-aarch64 checks ONNX files only; {Path(artifact).name} is none: export onnx, onnx-int8 or "
-                "onnx-int8-dynamic alone, or take another bench.host"
-            )
-    return find_root(root)
-
-
 def emulate(
     artifact: str | Path,
     inputs: np.ndarray,
@@ -60,13 +43,15 @@ def emulate(
     `optimize` and `threads` are those of the runtime's `load`. `root` is the folder of the ARM Python, by default the
     one that `find_root` finds. Eight samples a call.
 
-    Raises UserError for what `check` refuses, for an artifact that the runtime refuses or that refuses its inputs, and
-    for an emulator that crashes.
+    Raises UserError for a file that is not ONNX, for what `find_root` misses, for an artifact that the runtime refuses
+    or that refuses its inputs, and for an emulator that crashes.
 
     >>> emulate("student-int8.onnx", images[:200]).runtime  # doctest: +SKIP
     'onnxruntime 1.24.4 aarch64, emulated cortex-a72'
     """
-    folder = check([artifact], root)
+    if Path(artifact).suffix != ".onnx":
+        raise UserError(f"qemu-aarch64 checks ONNX files only; {Path(artifact).name} is none")
+    folder = find_root(root)
     if not len(inputs):
         raise UserError(f"emulating {artifact} needs at least one sample, got none: give real inputs")
     starts = range(0, len(inputs), BATCH)

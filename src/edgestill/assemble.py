@@ -46,8 +46,9 @@ _log = logging.getLogger("edgestill")
 
 BASELINE, STUDENT, TEACHER, QUANTIZED = "baseline", "student", "teacher", "quantized"
 SIMILARITY_SAMPLES = 512
-QUANTIZE_LR = 0.1
-"""The learning rate of a quantize phase, relative to the training's."""
+QUANTIZE_LR = 3e-4
+"""The learning rate of a quantize phase, of AdamW: with batch norms folded, the gradients have no common scale, and SGD at
+a hundredth of a usual rate threw a ResNet-8 to chance within ten steps."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Job:
         total = max(1, round(train.epochs * len(self.splits.train.labels) / train.batch_size))
         steps = round(total * (1 - trained_for))
         if arm == QUANTIZED:
-            lr = last.lr or train.lr * QUANTIZE_LR
+            lr = last.lr or QUANTIZE_LR
             return Schedule((self._phase(last, 1.0, lr),), max(1, total - steps), train.lr_ramp, train.lr_shape)
         phases = tuple(
             self._phase(section, section.share / (1 - trained_for), section.lr or train.lr)
@@ -180,7 +181,7 @@ class Job:
         section: Any = fit if arm == TEACHER and fit is not None else train
         per_epoch = max(1, len(self.splits.train.labels) // section.batch_size)
         return Options(
-            optimizer=section.optimizer,
+            optimizer="adamw" if arm == QUANTIZED else section.optimizer,
             weight_decay=section.weight_decay,
             ema=0.0 if arm == TEACHER else train.ema,
             keep="last" if arm == TEACHER else train.keep,

@@ -282,7 +282,7 @@ class Phase(Section):
     temperature: Rate | None = Field(None, description="distill.temperature unless given.")
     lr: Rate | None = Field(
         None,
-        description="train.lr unless given; the schedule's shape is kept. Of a quantize phase a tenth of train.lr, and "
+        description="train.lr unless given; the schedule's shape is kept. Of a quantize phase 3e-4, of AdamW, and "
         "a curve of its own.",
     )
     terms: list[Term] | None = Field(None, description="distill.terms unless given.")

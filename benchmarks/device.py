@@ -70,11 +70,13 @@ def head(job: Job, result: dict, run: Path, options: argparse.Namespace, date: s
         "",
         f"Hardware: {here['cpu']}, {here['cores']} cores; one thread; all latencies of one interleaved bench.  ",
         f"Code: commit {environment['git_commit']}, torch {versions['torch']}.  ",
-        f"In PyTorch: student {percent(result['arms']['student']['mean'])}, teacher {percent(result['teacher']['quality'])}.",
+        f"In PyTorch: student {percent(result['arms']['student']['mean'])}, "
+        f"teacher {percent(result['teacher']['quality'])}.",
         "",
-        f"CIFAR-10's test set: {test:,} images for the student's and the reference files, {options.teacher_images:,} evenly "
-        "spaced ones for the teacher's. Agreement is with the float PyTorch model. The latency ratio is p50 over that of "
-        "the float teacher in the same runtime. `-post` is post-training, beside the file that a phase trained in 8 bits.",
+        f"CIFAR-10's test set: {test:,} images for the student's and the reference files, {options.teacher_images:,} "
+        "evenly spaced ones for the teacher's. Agreement is with the float PyTorch model. The latency ratio is p50 over "
+        "that of the float teacher in the same runtime. `-post` is post-training, beside the file that a phase trained "
+        "in 8 bits.",
         "",
         "| file | bytes | accuracy | images | agreement | p50 ms | latency ratio | p50 over MLPerf int8 |",
         "|---|---|---|---|---|---|---|---|",
@@ -118,8 +120,8 @@ def table(job: Job, result: dict, run: Path, options: argparse.Namespace, folder
         p50, teacher = measured[name].p50, measured[f"teacher {kind.backend}"].p50
         size = sum(file.stat().st_size for file in artifact_files(path))
         lines.append(
-            f"| {name} | {size:,} | {percent(quality)} | {count:,} | {agreement} | {p50 * 1e3:.3f} | {p50 / teacher:.3f} "
-            f"| {p50 / measured['MLPerf Tiny int8'].p50:.2f} |"
+            f"| {name} | {size:,} | {percent(quality)} | {count:,} | {agreement} | {p50 * 1e3:.3f} "
+            f"| {p50 / teacher:.3f} | {p50 / measured['MLPerf Tiny int8'].p50:.2f} |"
         )
     return [*lines, "", f"Runtimes: {', '.join(dict.fromkeys(m.runtime for m in measured.values()))}.", ""]
 

@@ -91,9 +91,16 @@ def table(job: Job, result: dict, run: Path, options: argparse.Namespace, folder
         name = f"student {artifact['name']}"
         files[name] = (deliver.format_of(artifact["name"]), run / artifact["path"])
         scores[name] = (artifact["quality"], len(labels), percent(artifact["agreement"]))
+    places = spaced(len(labels), options.teacher_images)
+    images = inputs(job.splits.test, places, job.teacher.input)
+    with torch.no_grad():
+        module = job.teacher.module.eval()
+        in_torch = torch.cat([module(rows) for rows in torch.from_numpy(images).split(250)]).argmax(1).numpy()
     for format_, path in teachers(job, folder).items():
         files[f"teacher {format_}"] = (FORMATS[format_], path)
-        scores[f"teacher {format_}"] = scored(job, FORMATS[format_], path, options.teacher_images)
+        found = predicted(FORMATS[format_], path, images).argmax(1)
+        quality, agreement = float((found == labels[places]).mean()), float((found == in_torch).mean())
+        scores[f"teacher {format_}"] = (quality, len(places), percent(agreement))
     # Channels last, 0…255: the int8 file's own scale and zero point make pixel − 128 of it.
     pixels = job.splits.test.pixels[np.arange(len(labels))].astype(np.float32)
     for precision, file in REFERENCES.items():
@@ -151,20 +158,6 @@ def teachers(job: Job, folder: Path) -> dict[str, Path]:
         for name, path in deliver.make_artifacts(job, student, folder, progress.track).items()
         if not name.endswith(deliver.POST)
     }
-
-
-def scored(job: Job, kind: Format, path: Path, count: int) -> tuple[float, int, str]:
-    """Accuracy, images, and agreement with the PyTorch teacher."""
-    places = spaced(len(job.splits.test.labels), count)
-    images = inputs(job.splits.test, places, job.teacher.input)
-    with torch.no_grad():
-        float_ = torch.cat([job.teacher.module.eval()(rows) for rows in torch.from_numpy(images).split(250)]).argmax(1)
-    found = predicted(kind, path, images).argmax(1)
-    return (
-        float((found == job.splits.test.labels[places]).mean()),
-        count,
-        percent(float((found == float_.numpy()).mean())),
-    )
 
 
 def predicted(kind: Format, path: Path, images: np.ndarray) -> np.ndarray:

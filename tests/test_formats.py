@@ -21,7 +21,7 @@ from edgestill import run as job
 from edgestill.cli import main
 from edgestill.errors import UserError
 from edgestill.export import formats, litert
-from edgestill.recipe import FORMATS, TRAINED, load_recipe
+from edgestill.recipe import FORMATS, TRAINED, Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 QUANTIZED = [
@@ -296,28 +296,41 @@ def test_verify_fails_the_run_at_its_limit(tmp_path: Path, capsys: pytest.Captur
     assert result_of(tmp_path / "run")["status"] == "failed"
 
 
-def test_what_post_training_loses_the_phase_wins_back(run: Path, tmp_path: Path) -> None:
-    """A trained student, the same in float, but with channels of a map up to 300 times as large as others, as networks
-    with depthwise convolutions have them (Nagel et al. 2019, arXiv 1906.04721). It needs no float phase."""
+@pytest.fixture(scope="module")
+def uneven(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained student, the same in float, but with channels of a map up to 300 times as large as others, as
+    networks with depthwise convolutions have them (Nagel et al. 2019, arXiv 1906.04721)."""
     weights = load_file(run / "student" / "model.safetensors")
     for norm, next_conv in (("stage1.1", "stage2.0"), ("stage2.1", "stage3.0")):
         factors = torch.logspace(0, np.log10(300), len(weights[f"{norm}.weight"]))
         weights[f"{norm}.weight"] *= factors
         weights[f"{norm}.bias"] *= factors
         weights[f"{next_conv}.weight"] /= factors.reshape(1, -1, 1, 1)
-    save_file(weights, tmp_path / "uneven.safetensors")
-    overrides = [
-        f"teacher.model={run / 'teacher'}",
-        "teacher.fit=null",
-        f"student.weights={tmp_path / 'uneven.safetensors'}",
-        "phases=[{name: quantize, share: 1, fake_quantize: int8}]",
-        "train.epochs=8",
-        "compare.seeds=1",
-        "export=[onnx-int8]",
-        "verify.agreement=0",
-        "budget={}",
-    ]
-    result = job.run(load_recipe("digits", overrides), tmp_path / "run", track=progress.silent)
+    path = tmp_path_factory.mktemp("uneven") / "student.safetensors"
+    save_file(weights, path)
+    return path
+
+
+def for_8_bits_alone(run: Path, weights: Path, *overrides: str) -> Recipe:
+    """A trained student goes through the phase for 8 bits, and no other."""
+    return load_recipe(
+        "digits",
+        [
+            f"teacher.model={run / 'teacher'}",
+            "teacher.fit=null",
+            f"student.weights={weights}",
+            "phases=[{name: quantize, share: 1, fake_quantize: int8}]",
+            "compare.seeds=1",
+            "export=[onnx-int8]",
+            "verify.agreement=0",
+            "budget={}",
+            *overrides,
+        ],
+    )
+
+
+def test_what_post_training_loses_the_phase_wins_back(run: Path, uneven: Path, tmp_path: Path) -> None:
+    result = job.run(for_8_bits_alone(run, uneven, "train.epochs=8"), tmp_path / "run", track=progress.silent)
     assert list(result["arms"]) == ["student"]
     in_float = result["arms"]["student"]["mean"]
     assert in_float == pytest.approx(result_of(run)["arms"]["student"]["mean"], abs=0.002)
@@ -326,3 +339,16 @@ def test_what_post_training_loses_the_phase_wins_back(run: Path, tmp_path: Path)
     trained, post = (artifact["quality"] for artifact in result["artifacts"])
     assert post < in_float - 0.05
     assert trained >= (in_float + post) / 2
+
+
+def test_auto_spares_layers_where_8_bits_cost_much_and_none_where_they_do_not(
+    run: Path, uneven: Path, tmp_path: Path
+) -> None:
+    spared = []
+    for place, weights in enumerate((run / "student" / "model.safetensors", uneven)):
+        recipe = for_8_bits_alone(run, weights, "quantize.keep_float=auto", "train.epochs=0.1")
+        result = job.run(recipe, tmp_path / str(place), track=progress.silent)
+        assert result["quantization"]["automatic"]
+        spared.append(result["quantization"]["kept_float"])
+    assert spared[0] == []
+    assert 1 <= len(spared[1]) <= 2, "at most half"

@@ -45,8 +45,9 @@ def capture(module: nn.Module, example: Tensor, prefix: str = "") -> GraphModule
     place.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
-    >>> [node.name for node in capture(net, torch.zeros(1, 1, 8, 8)).graph.nodes if node.op == "call_function"]
-    ['conv2d', 'relu']
+    >>> graph = capture(net, torch.zeros(1, 1, 8, 8)).graph
+    >>> [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    ['aten.conv2d.default', 'aten.relu.default']
     """
     exported = export_program(module, example).module(check_guards=False)
     assert isinstance(exported, GraphModule)

@@ -47,8 +47,8 @@ _log = logging.getLogger("edgestill")
 BASELINE, STUDENT, TEACHER, QUANTIZED = "baseline", "student", "teacher", "quantized"
 SIMILARITY_SAMPLES = 512
 QUANTIZE_LR = 3e-4
-"""The learning rate of a quantize phase, of AdamW: with batch norms folded, the gradients have no common scale, and SGD at
-a hundredth of a usual rate threw a ResNet-8 to chance within ten steps."""
+"""The learning rate of a quantize phase, of AdamW: with batch norms folded, the gradients have no common scale, and SGD
+at a hundredth of a usual rate threw a ResNet-8 to chance within ten steps."""
 
 
 @dataclass(frozen=True)

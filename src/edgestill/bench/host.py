@@ -81,7 +81,7 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         try:
             measured = measure(describe(artifacts, inputs, Path(folder)), threads, track)
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, RuntimeError) as error:
             raise UserError(str(error)) from None
     return {name: measurement(values) for name, values in measured.items()}
 

@@ -126,7 +126,7 @@ def opened(
             RuntimeProcess(path, runtime, threads=threads, optimize=optimize, torch=torch) as process,
         ):
             yield functools.partial(_answer, process, Path(folder))
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(str(error)) from None
 
 

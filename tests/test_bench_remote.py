@@ -403,7 +403,9 @@ def test_without_an_ssh_client_here_one_clear_line(model: Path) -> None:
         bench_remote("pi", {"student": Artifact(model)}, {"student": ROWS}, ssh=["no-such-ssh"])
 
 
-@pytest.mark.parametrize("host", ["", "-oProxyCommand=x", "a b", "user@-x", "pi:port", "user@", "fe80::1"])
+@pytest.mark.parametrize(
+    "host", ["", "-oProxyCommand=x", "[-oProxyCommand=x]", "a b", "user@-x", "pi:port", "user@", "fe80::1"]
+)
 def test_what_is_no_host_never_reaches_ssh(host: str) -> None:
     with pytest.raises(UserError, match="written user@pi"):
         address(host)
@@ -431,5 +433,7 @@ def test_a_run_is_measured_on_another_host_by_its_command(
     capsys.readouterr()
     assert main(["bench", str(run), "--host", "nobody@127.0.0.1:1", "--quiet"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert main(["bench", str(run), "--host", "[-oProxyCommand=x]", "--quiet"]) == 2
+    assert "a host to measure on is written" in capsys.readouterr().err, "what is given is a host, not YAML"
     kept = json.loads((run / "result.json").read_text())
     assert kept["artifacts"] == json.loads(before)["artifacts"], "the figures of before are not lost"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from edgestill.errors import UserError
 from edgestill.export.onnx import export, quantize_dynamic
-from edgestill.export.verify import artifact_outputs, verify
+from edgestill.export.verify import artifact_outputs, opened, verify
 from edgestill.quantize.fake import calibrate, fake_quantized
 from edgestill.quantize.integer import integer
 from edgestill.runtimes import onnx_runtime
@@ -227,15 +227,28 @@ def test_a_file_that_cannot_be_opened_is_one_clear_line(exported: Path, tmp_path
     whole = exported.read_bytes()
     if content is not None:
         broken.write_bytes({"half": whole[: len(whole) // 2], "text": b"not a model", "nothing": b""}[content])
-    for refusal, opened in (
+    for refusal, open_it in (
         (ValueError, onnx_runtime.load),
         (UserError, lambda path: artifact_outputs(path, [[1.0]], runtime=RUNTIME)),
     ):
         with pytest.raises(refusal, match=re.escape(str(broken))) as raised:
-            opened(broken)
+            open_it(broken)
         assert "\n" not in str(raised.value)
 
 
 def test_inputs_of_another_shape_are_refused_by_name(exported: Path) -> None:
     with pytest.raises(UserError, match=re.escape(str(exported))):
         artifact_outputs(exported, np.zeros((2, 3, 8, 8), np.float32), runtime=RUNTIME)
+
+
+def test_a_runtime_that_ends_by_itself_is_one_clear_line(exported: Path, images: np.ndarray, tmp_path: Path) -> None:
+    runtime = tmp_path / "ends.py"
+    runtime.write_text("import os\n\nRUNTIME = 'ends'\n\ndef load(*_, **__):\n    return lambda inputs: os._exit(9)\n")
+    with pytest.raises(UserError, match=r"model\.onnx ended with exit code 9") as raised:
+        artifact_outputs(exported, images[:8], runtime=runtime)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_error_of_ones_own_while_a_file_is_open_stays_what_it_is(exported: Path) -> None:
+    with pytest.raises(RuntimeError, match="mine"), opened(exported, RUNTIME, 1, True, False):
+        raise RuntimeError("mine")

@@ -108,9 +108,7 @@ def _explained(kind: Format, module: nn.Module, probe: Tensor) -> Iterator[None]
         yield
     except UnsupportedOperator as error:
         where = module_with(error.operator, module, probe)
-        others = [
-            name for name in ("onnx", "executorch", "openvino") if name != kind.backend and _takes(name, module, probe)
-        ]
+        others = [name for name in BACKENDS if name != kind.backend and _takes(name, module, probe)]
         raise UserError(
             f"export: {kind.name} has no operator {error.operator}{f', which {where} needs' if where else ''}; "
             f"of the other formats installed {', '.join(others) or 'none'} take{'s' * (len(others) < 2)} the student"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgestill import checkpoint
@@ -61,7 +61,11 @@ def measure(job: Job, student: Model, track: Track) -> dict[str, Any]:
     losses = divergences(module, batches, track)
     spared = list(asked)
     if asked == "auto":
-        quality = job.validate(student.input)
+        validate = job.validate(student.input)
+
+        def quality(module: nn.Module) -> float:
+            return validate(module.to(job.device))
+
         spared = to_spare(module, losses, quality, quality(plain_logits(student.module)) - TOLERANCE)
     return {
         "samples": sum(map(len, batches)),

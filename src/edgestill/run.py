@@ -1,5 +1,6 @@
 """The verbs' work: the whole job, and its steps on a run folder. N samples, K classes."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -310,6 +311,7 @@ def evaluate_again(place: Path, *, track: Track = progress.track) -> Result:
         measured = {artifact["name"]: artifact for artifact in result["artifacts"]}
         described = _describe(job, _parts(job, student, place, result, track), _made(place, result), place, track)
         result["artifacts"] = [measured[artifact["name"]] | artifact for artifact in described]
+        deliver.check_parity(job, result["artifacts"])
         result["budget"] = deliver.verdict(job, result["artifacts"])
 
     return _again(place, track, evaluate, needs=_measured)
@@ -320,9 +322,11 @@ def bench_again(
 ) -> Result:
     """Measures the artifacts of a run folder and its teacher where the recipe says, or on another `host` (`user@pi`,
     `qemu-aarch64`) with its interpreter `python`."""
-    overrides = [f"bench.{key}={value}" for key, value in (("host", host), ("python", python)) if value is not None]
+    given = {"host": host, "python": python}
+    overrides = [f"bench.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
 
     def measure(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
+        deliver.check_parity(job, result["artifacts"])
         _bench(job, deliver.Student(student), _made(place, result), place, result, track)
 
     return _again(place, track, measure, needs=_made, overrides=overrides)

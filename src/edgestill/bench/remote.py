@@ -81,7 +81,9 @@ def address(host: str) -> list[str]:
     >>> address("user@pi"), address("user@pi:2222"), address("[fe80::1]:22")
     (['user@pi'], ['-p', '2222', 'user@pi'], ['-p', '22', 'fe80::1'])
     """
-    found = re.fullmatch(r"([^\s@-][^\s@]*@)?(?:\[([^\s\[\]]+)\]|([^\s\[\]:@-][^\s\[\]:@]*))(?::(\d{1,5}))?", host)
+    found = re.fullmatch(
+        r"([^\s@-][^\s@]*@)?(?:\[([^\s\[\]-][^\s\[\]]*)\]|([^\s\[\]:@-][^\s\[\]:@]*))(?::(\d{1,5}))?", host
+    )
     if found is None:
         raise UserError(f"a host to measure on is written user@pi or user@pi:port, came {host!r}")
     user, bracketed, name, port = found.groups()

@@ -21,12 +21,11 @@ from PIL import Image
 
 from edgestill.data.encoded import Encoded, broken, each
 from edgestill.data.images import Pixels
+from edgestill.data.pictures import orientation, to_pixels
 
-Pixels_HWC = npt.NDArray[np.uint8]
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 _GREY = frozenset({"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"})
-_ORIENTATION = 0x0112
 _WINDOW = 2048
 
 
@@ -123,27 +122,6 @@ def decode(
     return on_demand if mapped is None else mapped
 
 
-def to_pixels(image: Image.Image, channels: int, size: int | None) -> Pixels_HWC:
-    """One image as uint8 [H, W, C].
-
-    Turned upright by its EXIF orientation; transparency laid over white; 16-bit grey divided by 257; resized so that
-    the shorter side is `size` (bilinear with antialiasing), and cut to the middle square.
-    """
-    turned = _orientation(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    if image.has_transparency_data:
-        ground = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(ground, image.convert("RGBA"))
-    mode = "L" if channels == 1 else "RGB"
-    image = image if image.mode == mode else image.convert(mode)
-    if turned in _TURNS:
-        image = image.transpose(_TURNS[turned])
-    if size is not None:
-        image = _resize_and_cut(image, size)
-    return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
-
-
 def fit_array(pixels: npt.NDArray[np.uint8], channels: int, size: int | None) -> npt.NDArray[np.uint8]:
     """Arrays [N, H, W, 1 or 3] as [N, H, W, C], brought to `size` as images are."""
     if size is not None and pixels.shape[1:3] != (size, size):
@@ -152,33 +130,11 @@ def fit_array(pixels: npt.NDArray[np.uint8], channels: int, size: int | None) ->
     return pixels if pixels.shape[3] == channels else np.repeat(pixels, channels, axis=3)
 
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-
-
-def _resize_and_cut(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    if min(width, height) != size:
-        shorter = min(width, height)
-        width, height = (max(size, round(side * size / shorter)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size)) if (width, height) != (size, size) else image
-
-
-def _orientation(image: Image.Image) -> int:
-    # getexif() alone would decode a whole PNG in search of a late chunk.
-    return int(image.getexif().get(_ORIENTATION, 1)) if "exif" in image.info else 1
-
-
 def _header(image: Image.Image) -> tuple[bool, tuple[int, int]]:
     if image.mode in ("I", "F"):
         raise ValueError(f"its mode is {image.mode}, and 8-bit or 16-bit images are read")
     width, height = image.size
-    return image.mode in _GREY, (width, height) if _orientation(image) >= 5 else (height, width)
+    return image.mode in _GREY, (width, height) if orientation(image) >= 5 else (height, width)
 
 
 def _decode_whole(image: Image.Image) -> None:

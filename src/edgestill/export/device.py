@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgestill.data import pictures
 from edgestill.export import executorch, litert, onnx, openvino
 from edgestill.export.formats import Format
 from edgestill.models import ImageInput
@@ -24,7 +25,7 @@ DESCRIBE: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def write(kind: Format, path: Path, expected: ImageInput, labels: tuple[str, ...]) -> None:
-    """Puts card.json, run.py and the runtime's file into the folder of the artifact at `path`.
+    """Puts card.json, run.py and the files of the runtime and of pictures into the folder of the artifact at `path`.
 
     card.json: format, precision, the file with its bytes and SHA-256, the runtime with its version here and how to
     install it, operators, inputs and outputs with names and shapes, the normalisation of the input (pixels in 0…1,
@@ -40,6 +41,7 @@ def write(kind: Format, path: Path, expected: ImageInput, labels: tuple[str, ...
         "runtime": package,
         "version": metadata.version(package),
         "runtime_file": kind.runtime_file.name,
+        "pictures_file": Path(pictures.__file__).name,
         "install": f"pip install {package} numpy pillow",
         **DESCRIBE[kind.backend](path),
         "normalisation": asdict(expected) | {"layout": "channels first", "pixels": "0…1, then (pixel − mean) ÷ std"},
@@ -47,4 +49,5 @@ def write(kind: Format, path: Path, expected: ImageInput, labels: tuple[str, ...
     }
     (path.parent / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.copyfile(classify.__file__, path.parent / "run.py")
-    shutil.copyfile(kind.runtime_file, path.parent / kind.runtime_file.name)
+    for file in (kind.runtime_file, Path(pictures.__file__)):
+        shutil.copyfile(file, path.parent / file.name)

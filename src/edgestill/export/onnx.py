@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from edgestill.errors import UserError, first_line
+from edgestill.export.program import UnsupportedOperator, operator_in
 
 
 def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
@@ -28,6 +29,9 @@ def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
     `example` is float32 [1 or more, ...]: its first axis is the batch and becomes dynamic, its other axes are fixed.
     The file's input is `input`, its output `logits`; weights lie inside, and no names of the exporting machine.
     The module is left as it was, its training mode included. An interrupted export leaves no file.
+
+    Raises UnsupportedOperator for an operator that ONNX lacks, UserError for a module whose operators depend on the
+    values of tensors.
 
     >>> export(student, torch.zeros(1, 3, 32, 32), "student.onnx")  # doctest: +SKIP
     """
@@ -48,6 +52,9 @@ def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
             )
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error
+        operator = operator_in(str(cause)) if "translating node" in str(cause) else None
+        if operator is not None:
+            raise UnsupportedOperator(operator, "ONNX") from error
         raise UserError(
             f"{type(module).__name__} cannot be exported to ONNX: {first_line(cause)}; a forward pass without "
             "branches on the values of tensors can"

@@ -120,19 +120,26 @@ def opened(
     path: str | Path, runtime: Path, threads: int, optimize: bool, torch: bool
 ) -> Iterator[Callable[[np.ndarray, int], np.ndarray]]:
     """A function of samples and batch size, answered by the artifact; what it refuses is a UserError."""
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            RuntimeProcess(path, runtime, threads=threads, optimize=optimize, torch=torch) as process,
-        ):
+    with tempfile.TemporaryDirectory() as folder:
+        with _refusals():
+            process = RuntimeProcess(path, runtime, threads=threads, optimize=optimize, torch=torch)
+        with process:
             yield functools.partial(_answer, process, Path(folder))
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What a runtime's process refuses, or that it ended, as the user's error; nothing of this process's own."""
+    try:
+        yield
     except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(str(error)) from None
 
 
 def _answer(process: RuntimeProcess, folder: Path, inputs: np.ndarray, batch: int) -> np.ndarray:
     np.save(folder / "inputs.npy", np.asarray(inputs, dtype=np.float32))
-    process.ask(predict=str(folder / "inputs.npy"), output=str(folder / "outputs.npy"), batch=batch)
+    with _refusals():
+        process.ask(predict=str(folder / "inputs.npy"), output=str(folder / "outputs.npy"), batch=batch)
     return np.asarray(np.load(folder / "outputs.npy"))
 
 

@@ -18,15 +18,10 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 
 
-def prepare(picture: Image.Image, expected: dict[str, Any]) -> np.ndarray:
-    """The picture as the artifact takes it: float32 [1, C, size, size]."""
-    size = expected["size"]
-    picture = picture.convert("L" if expected["channels"] == 1 else "RGB")
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture, np.float32).reshape(size, size, -1) / 255
-    normalised = (pixels - np.float32(expected["mean"])) / np.float32(expected["std"])
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None], np.float32)
+def normalised(pixels: np.ndarray, expected: dict[str, Any]) -> np.ndarray:
+    """uint8 [size, size, C] as the artifact takes it: float32 [1, C, size, size]."""
+    scaled = (np.asarray(pixels, np.float32) / 255 - np.float32(expected["mean"])) / np.float32(expected["std"])
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None], np.float32)
 
 
 def main() -> int:
@@ -38,9 +33,10 @@ def main() -> int:
     options = parser.parse_args()
     sys.path.insert(0, str(HERE))
     try:
-        runtime = importlib.import_module(Path(card["runtime_file"]).stem)
+        runtime, pictures = (importlib.import_module(Path(card[key]).stem) for key in ("runtime_file", "pictures_file"))
+        expected = card["normalisation"]
         with Image.open(options.picture) as picture:
-            image = prepare(picture, card["normalisation"])
+            image = normalised(pictures.to_pixels(picture, expected["channels"], expected["size"]), expected)
         logits = runtime.load(HERE / card["file"], options.threads)(image)[0].astype(np.float64)
     except ImportError as error:
         print(f"{error}; install: {card['install']}", file=sys.stderr)

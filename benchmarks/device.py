@@ -74,9 +74,10 @@ def head(job: Job, result: dict, run: Path, options: argparse.Namespace, date: s
         f"teacher {percent(result['teacher']['quality'])}.",
         "",
         f"CIFAR-10's test set: {test:,} images for the student's and the reference files, {options.teacher_images:,} "
-        "evenly spaced ones for the teacher's. Agreement is with the float PyTorch model. The latency ratio is p50 "
-        "over that of the float teacher in the same runtime. `-post` is post-training, beside the file that a phase "
-        "trained in 8 bits.",
+        "evenly spaced ones for the teacher's. Agreement is with the float PyTorch model, of the student's files over "
+        "the run's `verify.samples`. Static int8 ONNX files are scored with graph optimisation off for the student, on "
+        "for the teacher. The latency ratio is p50 over that of the float teacher in the same runtime. `-post` is "
+        "post-training, beside the file that a phase trained in 8 bits.",
         "",
         "| file | bytes | accuracy | images | agreement | p50 ms | latency ratio | p50 over MLPerf int8 |",
         "|---|---|---|---|---|---|---|---|",

@@ -306,6 +306,16 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_teacher_that_a_runtime_cannot_run_is_called_the_teacher(tmp_path: Path) -> None:
+    net = tmp_path / "net.py"
+    net.write_text(STUDENT.replace("{body}", "return torch.linalg.svdvals(x.flatten(2))"))
+    overrides = ["train.epochs=0.1", "compare.seeds=1", "teacher.fit.epochs=0.1", f"teacher.model={net}:student"]
+    with pytest.raises(
+        UserError, match=r"^bench: the teacher, to compare with: ONNX has no operator aten\._linalg_svd"
+    ):
+        job.run(load_recipe("digits", [*overrides, "export=[onnx]"]), tmp_path / "run", track=progress.silent)
+
+
 def test_verify_fails_the_run_at_its_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", "digits", "--quiet", "--out", str(tmp_path / "run"), "--set", "verify.max_abs_error=1e-12"]
     arguments += ["--set", "train.epochs=1", "--set", "compare.seeds=1", "--set", "teacher.fit.epochs=6"]

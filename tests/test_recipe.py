@@ -499,6 +499,7 @@ def test_a_typo_is_refused_without_anything_heavy():
     ("overrides", "said"),
     [
         (["bench.host=qemu-aarch64", "export=[openvino]", "budget={}"], "qemu-aarch64 checks ONNX files only"),
+        (["quantize.keep_float=auto", "export=[onnx-int8-dynamic]"], "keep_float: spares layers in onnx-int8, .* none"),
         (
             ["phases=[{name: q, share: 1, fake_quantize: int8}]"],
             "phases.q: with no other phase the student needs weights",

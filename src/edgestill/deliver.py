@@ -300,7 +300,10 @@ def _reference(model: Model, name: str, kind: Format, out: Path) -> Path:
     """A float model as a file of a format, written once: what latency is compared with."""
     path = out / "arms" / f"{name}{kind.suffix}"
     if not path.is_file():
-        write(kind, plain_logits(model.module), example(model.input, 1), path, None)
+        try:
+            write(kind, plain_logits(model.module), example(model.input, 1), path, None)
+        except UserError as error:
+            raise UserError(f"bench: the {name.partition('-')[0]}, to compare with: {error}") from error
     return path
 
 

@@ -461,6 +461,8 @@ class Recipe(Section):
             )
         if self.bench.host == EMULATED and not any(name.startswith("onnx") for name in self.export):
             raise ValueError(f"bench.host: {EMULATED} checks ONNX files only, and export names none")
+        if self.quantize.keep_float and not any(name in TRAINED for name in self.export):
+            raise ValueError(f"quantize.keep_float: spares layers in {', '.join(TRAINED)}; export names none of them")
         for place, phase in enumerate(self.phases):
             if phase.fake_quantize is None:
                 continue

@@ -309,7 +309,7 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
 def test_a_teacher_that_a_runtime_cannot_run_is_called_the_teacher(tmp_path: Path) -> None:
     net = tmp_path / "net.py"
     net.write_text(STUDENT.replace("{body}", "return torch.linalg.svdvals(x.flatten(2))"))
-    overrides = ["train.epochs=1", "compare.seeds=1", "teacher.fit.epochs=0.1", f"teacher.model={net}:student"]
+    overrides = ["train.epochs=1", "compare.seeds=1", "teacher.fit.epochs=6", f"teacher.model={net}:student"]
     with pytest.raises(
         UserError, match=r"^bench: the teacher, to compare with: ONNX has no operator aten\._linalg_svd"
     ):

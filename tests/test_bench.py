@@ -5,11 +5,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgestill.bench.host import Artifact, bench
 from edgestill.errors import UserError
+from edgestill.export.onnx import write_empty
+from edgestill.runtimes import onnx_runtime
 from edgestill.runtimes.measure import RuntimeProcess, repeats_for
+
+ONNX = Path(onnx_runtime.__file__)
 
 
 def write_matmul(path: Path, rows: int, columns: int) -> Path:
@@ -25,13 +30,22 @@ def write_matmul(path: Path, rows: int, columns: int) -> Path:
     return path
 
 
+def measurable(path: Path, width: int = 8) -> Artifact:
+    """An ONNX file with the empty model that its memory is measured over."""
+    empty = path.with_name(f"empty-{width}.onnx")
+    write_empty(empty, torch.zeros(1, width))
+    return Artifact(path, ONNX, empty)
+
+
 def test_measurements_are_ordered_and_of_the_file_itself(tmp_path: Path) -> None:
     artifacts = {
         "small": write_matmul(tmp_path / "small.onnx", 32, 10),
         "large": write_matmul(tmp_path / "large.onnx", 4096, 2048),
     }
     inputs = {"small": np.ones((3, 32), np.float32), "large": np.ones((5, 4096), np.float32)}
-    measured = bench({name: Artifact(path) for name, path in artifacts.items()}, inputs, threads=1)
+    measured = bench(
+        {name: measurable(path, inputs[name].shape[1]) for name, path in artifacts.items()}, inputs, threads=1
+    )
     assert list(measured) == ["small", "large"]
     for name, result in measured.items():
         assert 0 < result.p50 <= result.p90 <= result.p99
@@ -57,7 +71,7 @@ def test_progress_covers_every_artifact_and_every_round(tmp_path: Path) -> None:
         steps.append((description, len(items), total))
         return items
 
-    file = Artifact(write_matmul(tmp_path / "model.onnx", 8, 8))
+    file = measurable(write_matmul(tmp_path / "model.onnx", 8, 8))
     bench({"a": file, "b": file}, {"a": np.ones((1, 8)), "b": np.ones((1, 8))}, track=track)
     assert [total for _, _, total in steps] == [2, 20, 5]
     assert all(count == total for _, count, total in steps)
@@ -80,30 +94,30 @@ def test_a_broken_artifact_ends_every_process(tmp_path: Path, monkeypatch: pytes
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(good.read_bytes()[:40])
     with pytest.raises(UserError, match=r"bad\.onnx"):
-        bench({"good": Artifact(good), "bad": Artifact(bad)}, {"good": np.ones((1, 8)), "bad": np.ones((1, 8))})
+        bench({"good": measurable(good), "bad": measurable(bad)}, {"good": np.ones((1, 8)), "bad": np.ones((1, 8))})
 
     def interrupted(items, description, total):
         yield from items if "memory" in description else []
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bench({"good": Artifact(good)}, {"good": np.ones((1, 8))}, track=interrupted)
+        bench({"good": measurable(good)}, {"good": np.ones((1, 8))}, track=interrupted)
     assert len(started) >= 4
     assert all(process.process.poll() is not None for process in started)
 
 
 def test_an_artifact_without_samples_is_refused(tmp_path: Path) -> None:
-    file = Artifact(write_matmul(tmp_path / "model.onnx", 8, 8))
+    file = measurable(write_matmul(tmp_path / "model.onnx", 8, 8))
     with pytest.raises(UserError, match="none came for: b"):
         bench({"a": file, "b": file}, {"a": np.ones((1, 8)), "b": np.ones((0, 8))})
     assert bench({}, {}) == {}
 
 
-def test_a_missing_file_and_a_runtime_without_an_empty_model_are_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     rows = np.ones((1, 8))
     (tmp_path / "absent.xml").write_text("")
     with pytest.raises(UserError, match=r"measure a, but there is no file .*absent\.bin"):
-        bench({"a": Artifact(tmp_path / "absent.xml")}, {"a": rows})
+        bench({"a": Artifact(tmp_path / "absent.xml", ONNX, write_matmul(tmp_path / "empty.onnx", 8, 8))}, {"a": rows})
     file = write_matmul(tmp_path / "model.onnx", 8, 8)
-    with pytest.raises(UserError, match="empty model"):
-        bench({"a": Artifact(file, runtime=tmp_path / "other_runtime.py")}, {"a": rows})
+    with pytest.raises(UserError, match=r"measure a, but there is no file .*nothing\.onnx"):
+        bench({"a": Artifact(file, ONNX, tmp_path / "nothing.onnx")}, {"a": rows})

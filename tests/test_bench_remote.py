@@ -13,19 +13,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgestill.bench.host import Artifact, bench
 from edgestill.bench.remote import address, bench_remote
 from edgestill.cli import main
 from edgestill.errors import UserError
+from edgestill.export.onnx import write_empty
+from edgestill.runtimes import onnx_runtime
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(
@@ -156,11 +159,18 @@ def model(tmp_path: Path) -> Path:
 ROWS = np.ones((5, 3), np.float32)
 
 
+def measurable(path: Path) -> Artifact:
+    """An ONNX file with the empty model that its memory is measured over."""
+    empty = path.with_name("empty.onnx")
+    write_empty(empty, torch.zeros(1, 3))
+    return Artifact(path, Path(onnx_runtime.__file__), empty)
+
+
 def measured_on(
     server: Server, model: Path, key: str = "user", python: str = sys.executable, **options: Any
 ) -> tuple[Any, Any]:
     return bench_remote(
-        server.host, {"student": Artifact(model)}, {"student": ROWS}, python=python, ssh=server.ssh(key), **options
+        server.host, {"student": measurable(model)}, {"student": ROWS}, python=python, ssh=server.ssh(key), **options
     )
 
 
@@ -184,7 +194,7 @@ def test_the_figures_are_those_of_this_host_in_kind(server: Server, model: Path)
             steps.append((doing, total))
             yield item
 
-    artifacts = {"student": Artifact(model), "other": Artifact(model, batched=False)}
+    artifacts = {"student": measurable(model), "other": replace(measurable(model), batched=False)}
     inputs = {"student": ROWS, "other": ROWS}
     there, hardware = bench_remote(
         server.host, artifacts, inputs, threads=2, python=sys.executable, ssh=server.ssh(), track=track
@@ -239,14 +249,14 @@ def test_an_unknown_host_key_is_one_clear_line(server: Server, model: Path, tmp_
     with pytest.raises(
         UserError, match=r"has a key that ssh does not know; check it with: ssh .*127\.0\.0\.1"
     ) as raised:
-        bench_remote(server.host, {"student": Artifact(model)}, {"student": ROWS}, ssh=ssh)
+        bench_remote(server.host, {"student": measurable(model)}, {"student": ROWS}, ssh=ssh)
     one_line(raised)
 
 
 def test_a_host_that_refuses_or_does_not_exist_is_one_clear_line(server: Server, model: Path) -> None:
     for host, reason in ((f"127.0.0.1:{free_port()}", "Connection refused"), ("no-such.invalid", "resolve")):
         with pytest.raises(UserError, match=rf"^{host} cannot be reached over ssh: .*{reason}") as raised:
-            bench_remote(host, {"student": Artifact(model)}, {"student": ROWS}, ssh=server.ssh())
+            bench_remote(host, {"student": measurable(model)}, {"student": ROWS}, ssh=server.ssh())
         one_line(raised)
 
 
@@ -378,7 +388,7 @@ def test_a_broken_artifact_is_named_as_it_is_named_here(server: Server, model: P
     with pytest.raises(UserError, match=rf"{re.escape(str(model))} could not be run; it takes .* came \[1, 7\]"):
         bench_remote(
             server.host,
-            {"student": Artifact(model)},
+            {"student": replace(measurable(model), empty=model)},
             {"student": np.ones((2, 7))},
             python=sys.executable,
             ssh=server.ssh(),
@@ -400,7 +410,7 @@ def test_a_measurement_that_dies_there_is_told(server: Server, model: Path) -> N
 
 def test_without_an_ssh_client_here_one_clear_line(model: Path) -> None:
     with pytest.raises(UserError, match=r"needs an ssh client on this host; no-such-ssh: .*install openssh-client"):
-        bench_remote("pi", {"student": Artifact(model)}, {"student": ROWS}, ssh=["no-such-ssh"])
+        bench_remote("pi", {"student": measurable(model)}, {"student": ROWS}, ssh=["no-such-ssh"])
 
 
 @pytest.mark.parametrize(
@@ -429,6 +439,9 @@ def test_a_run_is_measured_on_another_host_by_its_command(
     assert result["bench"]["host"] == server.host
     assert all(artifact["latency_ratio"] > 0 for artifact in result["artifacts"])
     assert list(server.place.iterdir()) == [], "nothing stays there"
+    nowhere = ["run", "digits", "--quiet", "--out", str(tmp_path / "no"), "--set", "bench.host=nobody@127.0.0.1:1"]
+    assert main(nowhere) == 2, "before any training"
+    assert not (tmp_path / "no").exists()
     before = (run / "result.json").read_bytes()
     capsys.readouterr()
     assert main(["bench", str(run), "--host", "nobody@127.0.0.1:1", "--quiet"]) == 2

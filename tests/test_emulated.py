@@ -6,27 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from edgestill import progress
+from edgestill import run as job
 from edgestill.bench import aarch64_root
 from edgestill.bench.aarch64_root import apt_mirror, default_root, find_root, make_root
 from edgestill.bench.emulated import emulate
-from edgestill.data.sources import load_splits
-from edgestill.data.specs import splits_of
 from edgestill.errors import UserError
-from edgestill.evaluate.classification import inputs as prepared
 from edgestill.export.onnx import export
-from edgestill.models import ImageInput
 from edgestill.quantize.fake import calibrate, fake_quantized
 from edgestill.quantize.integer import integer
-from edgestill.recipes.resnet_cifar import resnet20
+from edgestill.recipe import load_recipe
 from edgestill.runtimes import onnx_runtime
 
 SHARED = Path(__file__).parents[2] / "shared"
-ON_DEMAND = 2**60  # More bytes to spare than a disk has: images are decoded when they are asked for.
 
 
 def export_int8(model: nn.Module, calibration: np.ndarray, path: Path) -> None:
@@ -270,27 +266,26 @@ def step(outputs: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-def test_an_int8_cifar10_network_answers_on_arm_as_here(tmp_path: Path) -> None:
-    root = root_or_skip()
+def test_the_int8_cifar10_student_answers_on_arm_as_here(tmp_path: Path) -> None:
+    root_or_skip()
     data, weights = SHARED / "data" / "cifar10", SHARED / "weights" / "cifar10_resnet" / "resnet20.safetensors"
     if not data.exists() or not weights.exists():
         pytest.skip("the shared copies of CIFAR-10 and of ResNet-20 are not on this machine")
-    splits = load_splits(splits_of(data), cache=tmp_path, spare=ON_DEMAND)
-    expected = ImageInput(3, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    chosen = np.arange(0, 10000, 50)
-    images, labels = prepared(splits["test"], chosen, expected), splits["test"].labels[chosen]
-    model = resnet20().eval()
-    model.load_state_dict(load_file(weights))
-    calibration = prepared(splits["train"], np.arange(0, 45000, 150), expected)
-    export_int8(model, calibration, tmp_path / "int8.onnx")
-    # As it is written, the graph is computed in float32 between the roundings: some ten times the time.
-    for optimize, count in ((True, 200), (False, 24)):
-        made = emulate(tmp_path / "int8.onnx", images[:count], optimize=optimize, root=root)
-        here = host_outputs(tmp_path / "int8.onnx", images[:count], optimize=optimize)
-        agreement = (made.outputs.argmax(1) == here.argmax(1)).mean()
-        error = np.abs(made.outputs - here).max()
-        accuracy = (made.outputs.argmax(1) == labels[:count]).mean()
-        print(f"optimize={optimize}: agreement {agreement}, max_abs_error {error}, accuracy {accuracy}")
-        assert agreement >= 0.98
-        assert error <= (3 * step(here) if optimize else step(here))
-        assert accuracy > 0.85
+    recipe = load_recipe("cifar10-resnet8")
+    overrides = [
+        f"data.source={data}",
+        f"teacher.model={recipe.teacher.model.replace('resnet56', 'resnet20')}",
+        f"teacher.weights={weights}",
+        "train.epochs=2",
+        "compare.baseline=false",
+        "budget={}",
+        "bench.host=qemu-aarch64",
+    ]
+    result = job.run(load_recipe("cifar10-resnet8", overrides), tmp_path / "run", track=progress.silent)
+    for artifact in result["artifacts"]:
+        on_arm = artifact["emulated"]
+        print(artifact["name"], artifact["quality"], on_arm)
+        assert on_arm["runtime"] == "onnxruntime 1.24.4 aarch64, emulated cortex-a72"
+        assert on_arm["samples"] == 200
+        assert on_arm["agreement"] >= (1 if artifact["precision"] == "float32" else 0.98)
+        assert artifact["quality"] > 0.4

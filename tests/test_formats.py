@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -169,11 +170,12 @@ def test_exporting_again_makes_the_same_trained_files(run: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with ONNX Runtime, numpy and Pillow, and nothing else."""
+    """The Python of an environment with numpy, Pillow and the runtimes that need nothing more."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     packages = ["onnxruntime", "numpy", "pillow"]
+    packages += ["openvino"] * ("openvino" in installed()) + ["ai-edge-litert"] * ("litert" in installed())
     environment = os.environ | {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = subprocess.run([python, "-m", "pip", "install", "-q", *packages], env=environment, capture_output=True)
     if done.returncode:
@@ -214,6 +216,25 @@ def test_a_device_classifies_a_picture_with_the_folder_of_the_artifact_alone(
     (tmp_path / "text.png").write_text("no picture")
     refused = subprocess.run([clean, device / "run.py", tmp_path / "text.png"], capture_output=True, text=True)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if not name.startswith("onnx")])
+def test_so_do_the_folders_of_the_other_formats(run: Path, clean: Path, tmp_path: Path, name: str) -> None:
+    from edgestill.recipes import digits
+
+    if name not in installed():
+        pytest.skip(f"what {name} needs is not installed")
+    pixels, labels = digits.splits()["test"]
+    device = shutil.copytree(run / "exports" / name, tmp_path / "device")
+    python = sys.executable if name.startswith("executorch") else clean  # its runtime needs torch, which is large
+    right = 0
+    for row in range(5):
+        Image.fromarray(pixels[row]).save(tmp_path / "picture.png")
+        command = [python, device / "run.py", tmp_path / "picture.png"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        right += done.stdout.split()[1] == str(labels[row])
+    assert right >= 4
 
 
 def test_layers_that_stay_in_float_do(tmp_path: Path) -> None:
@@ -268,6 +289,9 @@ def test_control_flow_by_values_is_refused_before_any_training(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "branches on the values of tensors" in said
+    assert not (tmp_path / "run").exists()
+    assert main([part.replace("student.model", "teacher.model") for part in arguments]) == 2
+    assert "teacher: its latency is compared, but Net has no fixed graph" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -24,6 +24,8 @@ def write(result: dict[str, Any]) -> str:
 def _table(result: dict[str, Any]) -> list[str]:
     """The artifacts, and what their columns mean where a reader could not know it."""
     artifacts, host = result.get("artifacts", []), result.get("bench", {}).get("host")
+    if not artifacts:
+        return []
     columns = ["artifact", "numbers", "runtime", "accuracy", "agreement", "bytes", "p50 ms", "p50 ÷ teacher"]
     lines = [_row(columns), _row(["---"] * len(columns))]
     for artifact in artifacts:

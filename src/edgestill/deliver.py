@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from edgestill.assemble import Job, cpu_threads
 from edgestill.bench import emulated
 from edgestill.bench.host import Artifact, Measurement, bench
-from edgestill.bench.remote import bench_remote
+from edgestill.bench.remote import bench_remote, reach
 from edgestill.data.images import Images, spaced
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import accuracy, inputs, logits
@@ -28,6 +28,7 @@ from edgestill.export.formats import FORMATS, Format
 from edgestill.export.program import UnsupportedOperator, module_with
 from edgestill.export.verify import artifact_outputs, module_outputs, opened, outputs, parity
 from edgestill.models import ImageInput, Model, example, plain_logits
+from edgestill.quantize.graph import export_program
 from edgestill.quantize.integer import integer
 from edgestill.recipe import EMULATED, RUNTIMES
 from edgestill.runtimes.measure import artifact_files, hardware
@@ -51,6 +52,18 @@ class Student:
     calibrated: GraphModule | None = None
     trained: GraphModule | None = None
     calibration: NDArray[np.float32] | None = None
+
+
+def check(job: Job) -> None:
+    """Refuses, before any training, what would fail behind it: a teacher whose files, with which latency is compared,
+    cannot be made; another host that cannot be measured on."""
+    try:
+        export_program(plain_logits(job.teacher.module), example(job.teacher.input, 1))
+    except UserError as error:
+        raise UserError(f"teacher: its latency is compared, but {error}") from None
+    host = job.recipe.bench.host
+    if host not in (None, EMULATED):
+        reach(host, job.recipe.bench.python, {FORMATS[name].runtime_file for name in job.recipe.export})
 
 
 def format_of(name: str) -> Format:
@@ -289,10 +302,10 @@ def _measured(m: Measurement) -> dict[str, Any]:
 
 
 def _emulated(path: Path, samples: NDArray[np.float32], optimize: bool, track: Track) -> dict[str, Any]:
-    """How far a file's answers on an emulated ARM processor are from those of this host."""
-    kind = FORMATS["onnx"]
-    here = artifact_outputs(path, samples, runtime=kind.runtime_file, optimize=optimize)
-    there = emulated.emulate(path, samples, optimize=optimize, track=track)
+    """How far a file's answers on an emulated ARM processor, with the optimisation that a device uses, are from those
+    that it is scored by here."""
+    here = artifact_outputs(path, samples, runtime=FORMATS["onnx"].runtime_file, optimize=optimize)
+    there = emulated.emulate(path, samples, track=track)
     return {"runtime": there.runtime, **asdict(parity(here, [there.outputs], path))}
 
 

@@ -100,6 +100,8 @@ def _begin(job: Job, out: Path, resume: bool, deliver_files: bool) -> tuple[Path
     result.json."""
     if deliver_files or job.quantizes:
         quantization.check(job)
+    if deliver_files:
+        deliver.check(job)
     place = folder.create(out, resume)
     splits = job.splits
     prints = {name: getattr(splits, name).fingerprint for name in ("train", "validation", "test")}

@@ -14,21 +14,19 @@ import numpy as np
 from edgestill.errors import UserError
 from edgestill.runtimes.measure import Track, artifact_files, measure
 
-ONNX_RUNTIME = Path(__file__).parent.parent / "runtimes" / "onnx_runtime.py"
-
 
 @dataclass(frozen=True)
 class Artifact:
     """A file and what runs it.
 
     `runtime`: the runtime's file, as those in `edgestill.runtimes`. `empty`: an artifact of that runtime that takes the
-    same inputs and does nothing, over which memory is measured; None only for ONNX, which gets one written. `torch`:
-    whether the runtime cannot do without torch. `batched`: whether the file answers many samples in one call.
+    same inputs and does nothing, over which memory is measured. `torch`: whether the runtime cannot do without torch.
+    `batched`: whether the file answers many samples in one call.
     """
 
     path: Path
-    runtime: Path = ONNX_RUNTIME
-    empty: Path | None = None
+    runtime: Path
+    empty: Path
     torch: bool = False
     batched: bool = True
 
@@ -71,7 +69,7 @@ def bench(
 
     Raises UserError for a file that cannot be opened or refuses its inputs, and for a runtime that is not installed.
 
-    >>> student = Artifact(Path("student.onnx"))
+    >>> student = Artifact(Path("student.onnx"), Path("onnx_runtime.py"), empty=Path("empty.onnx"))
     >>> bench({"student": student}, {"student": images[:100]}, threads=1)["student"].p50  # doctest: +SKIP
     0.00014
     """
@@ -92,7 +90,7 @@ def refuse_missing(artifacts: Mapping[str, Artifact], inputs: Mapping[str, np.nd
     if missing:
         raise UserError(f"every artifact needs samples to be measured on, none came for: {', '.join(missing)}")
     for name, artifact in artifacts.items():
-        for file in artifact_files(artifact.path):
+        for file in (*artifact_files(artifact.path), *artifact_files(artifact.empty)):
             if not file.is_file():
                 raise UserError(f"a file is needed to measure {name}, but there is no file {file}")
 
@@ -112,7 +110,7 @@ def describe(
             "path": str(artifact.path),
             "runtime": str(artifact.runtime),
             "inputs": str(written[id(rows)]),
-            "empty": str(artifact.empty or _empty_onnx(artifact, folder / "empty.onnx")),
+            "empty": str(artifact.empty),
             "torch": artifact.torch,
             "batched": artifact.batched,
         }
@@ -123,21 +121,3 @@ def measurement(values: Mapping[str, Any]) -> Measurement:
     """A `Measurement` from what `edgestill.runtimes.measure` answers about one artifact."""
     named = dict(values)
     return Measurement(energy_joules=named.pop("energy_joules_per_call", None), **named)
-
-
-def _empty_onnx(artifact: Artifact, path: Path) -> Path:
-    if artifact.runtime.name != ONNX_RUNTIME.name:
-        raise UserError(f"{artifact.path} needs an empty model of its own runtime, {artifact.runtime.name}")
-    if not path.is_file():
-        _write_empty(path)
-    return path
-
-
-def _write_empty(path: Path) -> None:
-    """An ONNX file whose output is its input."""
-    from onnx import TensorProto, helper
-
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("input", "output")]
-    graph = helper.make_graph([helper.make_node("Identity", ["input"], ["output"])], "empty", ends[:1], ends[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    path.write_bytes(model.SerializeToString())

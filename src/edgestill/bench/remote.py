@@ -60,19 +60,26 @@ def bench_remote(
     >>> measured["student"].p50, hardware["cpu"]  # doctest: +SKIP
     (0.0031, 'Raspberry Pi 4 Model B Rev 1.4')
     """
-    reach = [*ssh, *address(host)]
+    way = [*ssh, *address(host)]
     refuse_missing(artifacts, inputs)
     with tempfile.TemporaryDirectory() as folder:
         parcel = Path(folder) / "parcel.tar"
         names = _pack(parcel, describe(artifacts, inputs, Path(folder)), threads)
         modules = _imports([*SCRIPTS, *(artifact.runtime for artifact in artifacts.values())])
-        with _Connection(host, reach, python, modules) as connection:
+        with _Connection(host, way, python, modules) as connection:
             connection.send(parcel, track)
             try:
                 answer = connection.measured(track)
             except _RefusedError as error:
                 raise UserError(f"on {host}: {_in_names_of_here(str(error), names)}") from None
     return {name: measurement(values) for name, values in answer["measured"].items()}, answer["hardware"]
+
+
+def reach(host: str, python: str, runtimes: Iterable[Path], *, ssh: Sequence[str] = ("ssh",)) -> None:
+    """Opens a connection to `host` and ends it: UserError, as `bench_remote` would have it, for a host that cannot be
+    reached, refuses, or lacks Python or what the files of `runtimes` import."""
+    with _Connection(host, [*ssh, *address(host)], python, _imports([*SCRIPTS, *runtimes])):
+        pass
 
 
 def address(host: str) -> list[str]:
@@ -143,8 +150,8 @@ class _Connection:
     Whatever fails on the way is a UserError that names the host and how far it had come.
     """
 
-    def __init__(self, host: str, reach: list[str], python: str, modules: list[str]) -> None:
-        self.host, self.reach, self.python = host, reach, python
+    def __init__(self, host: str, way: list[str], python: str, modules: list[str]) -> None:
+        self.host, self.way, self.python = host, way, python
         self.mark = f"edgestill-{secrets.token_hex(8)}:"
         self.came_to = ""
         self.said = ""
@@ -155,7 +162,7 @@ class _Connection:
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed by close()
         try:
             self.process = subprocess.Popen(
-                [reach[0], "-T", *options, *reach[1:], command],
+                [way[0], "-T", *options, *way[1:], command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
@@ -163,7 +170,7 @@ class _Connection:
         except OSError as error:
             self.errors.close()
             needs = f"measuring on {host} needs an ssh client on this host"
-            raise UserError(f"{needs}; {reach[0]}: {error.strerror}; install openssh-client") from None
+            raise UserError(f"{needs}; {way[0]}: {error.strerror}; install openssh-client") from None
         try:
             self._write(program)
             self._expect("ready")
@@ -230,7 +237,7 @@ class _Connection:
 
     def _missing(self, modules: list[str]) -> UserError:
         packages = [module.partition(".")[0].replace("_", "-") for module in modules]
-        install = shlex.join([*self.reach, self.python, "-m", "pip", "install", *packages])
+        install = shlex.join([*self.way, self.python, "-m", "pip", "install", *packages])
         return UserError(f"{self.host} lacks {' and '.join(packages)} for its {self.python}; install there: {install}")
 
     def _failure(self) -> UserError:
@@ -244,10 +251,10 @@ class _Connection:
                 return UserError(f"the connection to {host} dropped {self.came_to}; run again ({last})")
             return UserError(f"{host} failed {self.came_to}: {last or f'exit code {code}'}")
         if code == SSH_FAILED and "Permission denied" in last:
-            by_hand = f"{shlex.join([*self.reach, 'true'])} must work without a question, with a key of yours"
+            by_hand = f"{shlex.join([*self.way, 'true'])} must work without a question, with a key of yours"
             return UserError(f"{host} refused the login: {last} {by_hand}")
         if code == SSH_FAILED and "Host key verification failed" in last:
-            return UserError(f"{host} has a key that ssh does not know; check it with: {shlex.join(self.reach)}")
+            return UserError(f"{host} has a key that ssh does not know; check it with: {shlex.join(self.way)}")
         if code == SSH_FAILED:
             return UserError(f"{host} cannot be reached over ssh: {last}")
         if code in (NOT_EXECUTABLE, NOT_FOUND):

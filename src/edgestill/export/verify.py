@@ -36,37 +36,6 @@ class Parity:
     divergence: float
 
 
-def verify(
-    path: str | Path,
-    module: nn.Module,
-    inputs: np.ndarray,
-    *,
-    runtime: Path,
-    threads: int = 1,
-    optimize: bool = True,
-    torch: bool = False,
-    batches: Sequence[int] = (1, 64),
-) -> Parity:
-    """Compare the file at `path` with `module`, in evaluation mode on the CPU, on `inputs`: float32 [N, ...].
-
-    `runtime` is the runtime's file, as those in `edgestill.runtimes`; `torch` says that it cannot do without torch.
-    The artifact answers all samples at the largest of `batches` and the first 64 at each other one. The module is left
-    as it was.
-
-    Raises UserError for a file that cannot be opened, refuses the inputs, or answers in another shape, and for a
-    runtime that is not installed.
-
-    >>> verify("student.onnx", student, images[:1000], runtime=Path("onnx_runtime.py"))  # doctest: +SKIP
-    Parity(samples=1000, agreement=1.0, max_abs_error=7.2e-07, divergence=1.1e-14)
-    """
-    if len(inputs) == 0:
-        raise UserError(f"verifying {path} needs at least one sample, got none: give real inputs")
-    expected = module_outputs(module, inputs, max(batches))
-    with opened(path, runtime, threads, optimize, torch) as answer:
-        answers = outputs(answer, inputs, batches)
-    return parity(expected, answers, path)
-
-
 def outputs(
     answer: Callable[[np.ndarray, int], np.ndarray], inputs: np.ndarray, batches: Sequence[int]
 ) -> list[np.ndarray]:
@@ -100,7 +69,7 @@ def artifact_outputs(
     torch: bool = False,
 ) -> np.ndarray:
     """The first output of the file at `path` for float32 `inputs` [N, ...], from a process of its own, in which torch
-    cannot be imported unless `torch` allows it. `runtime` and errors are those of `verify`."""
+    cannot be imported unless `torch` allows it. `runtime` and errors are those of `opened`."""
     with opened(path, runtime, threads, optimize, torch) as answer:
         return answer(inputs, batch)
 
@@ -119,7 +88,17 @@ def module_outputs(module: nn.Module, inputs: np.ndarray, batch: int = 64) -> np
 def opened(
     path: str | Path, runtime: Path, threads: int, optimize: bool, torch: bool
 ) -> Iterator[Callable[[np.ndarray, int], np.ndarray]]:
-    """A function of samples and batch size, answered by the artifact; what it refuses is a UserError."""
+    """A function of samples, float32 [N, ...], and batch size, answered by the file at `path` in a process of its own.
+
+    `runtime` is the runtime's file, as those in `edgestill.runtimes`; `torch` says that it cannot do without torch,
+    which no other can import. `optimize` is that of the runtime's `load`.
+
+    Raises UserError for a file that cannot be opened or refuses the samples, and for a runtime that is not installed.
+
+    >>> with opened("student.onnx", Path("onnx_runtime.py"), 1, True, False) as answer:  # doctest: +SKIP
+    ...     parity(module_outputs(student, images), outputs(answer, images, (1, 64)), "student.onnx")
+    Parity(samples=1000, agreement=1.0, max_abs_error=7.2e-07, divergence=1.1e-14)
+    """
     with tempfile.TemporaryDirectory() as folder:
         with _refusals():
             process = RuntimeProcess(path, runtime, threads=threads, optimize=optimize, torch=torch)

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from edgestill import folder, progress
 from edgestill.assemble import BASELINE, STUDENT, Job, assemble
-from edgestill.data.images import spaced, subset
+from edgestill.data.images import spaced
+from edgestill.data.splitting import subset
 from edgestill.evaluate.classification import accuracy, logits, predictor
 from edgestill.evaluate.paired import over_seeds
 from edgestill.models import Model, forward

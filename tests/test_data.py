@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from edgestill.data.images import Images, hold_out, keep_labels, subset
+from edgestill.data.images import Images
 from edgestill.data.sources import load_splits, resolve, splits_of
+from edgestill.data.splitting import hold_out, keep_labels, subset
 from edgestill.errors import UserError
 from edgestill.functions import load_function
 from image_files import NAMES, encode, noise, write

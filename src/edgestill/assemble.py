@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from edgestill.bench import remote
 from edgestill.bench.aarch64_root import find_root
 from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
-from edgestill.data.images import Images, hold_out, keep_labels, spaced
-from edgestill.data.sources import check_apart, load_splits, resolve, splits_of
+from edgestill.data.images import Images, spaced
+from edgestill.data.sources import load_splits, resolve, splits_of
+from edgestill.data.splitting import check_apart, hold_out, keep_labels
 from edgestill.errors import UserError, first_line
 from edgestill.evaluate.classification import accuracy, logits, predictor
 from edgestill.export import formats

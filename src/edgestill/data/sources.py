@@ -5,7 +5,7 @@ Shape suffixes: N samples, H height, W width, C channels.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgestill.data import decode
+from edgestill.data.classes import Labels, agree_on_classes
 from edgestill.data.encoded import Encoded
 from edgestill.data.images import Images, Pixels
 from edgestill.data.specs import SPLITS, resolve, splits_of
-from edgestill.data.tables import Labels, Split, read_split
+from edgestill.data.tables import Split, read_split
 from edgestill.errors import UserError, closest
 
-__all__ = ["check_apart", "load_splits", "resolve", "splits_of"]
+__all__ = ["load_splits", "resolve", "splits_of"]
 
 
 def load_splits(
@@ -72,7 +73,7 @@ def load_splits(
         if not len(part.images):
             none = f"none of its {len(part.skipped)} can be decoded" if part.skipped else "has none"
             raise UserError(f"the {split} split needs images; {part.source}{': ' if part.skipped else ' '}{none}")
-    classes, labels = _agree_on_classes(read)
+    classes, labels = agree_on_classes(read)
     pixels, fingerprints = _pixels(read, labels, size=size, workers=threads, cache=folder, spare=spare, track=track)
     return {
         split: Images(pixels[split], labels[split], classes, fingerprints[split], part.source, part.skipped)
@@ -91,65 +92,6 @@ def _without_broken(part: Split, *, workers: int, cache: Path, track: decode.Tra
     numbered += [(images.number(row), images.name(row)) for row in broken]
     skipped = tuple(name for _, name in sorted(numbered))
     return replace(part, images=images.without(broken), labels=np.delete(labels, broken), skipped=skipped)
-
-
-MOST_CLASSES = 1_000_000
-
-
-def _agree_on_classes(read: dict[str, Split]) -> tuple[tuple[str, ...], dict[str, Labels]]:
-    """The classes of all splits, and each split's labels as places among them."""
-    named = [read[split] for split in SPLITS if split in read and read[split].names is not None]
-    highest = max((int(part.labels.max(initial=-1)) for part in read.values()), default=-1)
-    reference = named[0].names if named else None
-    if reference is None and highest >= MOST_CLASSES:
-        raise UserError(f"labels without class names may go up to {MOST_CLASSES - 1}; {highest} came: are they labels?")
-    classes = reference if reference is not None else tuple(str(label) for label in range(highest + 1))
-    place = {name: number for number, name in enumerate(classes)}
-    labels = {}
-    for split, part in read.items():
-        names = part.names or classes
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{part.source}: classes need names of their own; {twice!r} stands there twice")
-        outside = np.flatnonzero((part.labels < -1) | (part.labels >= len(names)))
-        if len(outside):
-            raise UserError(
-                f"{part.source}: a label needs to be in 0…{len(names) - 1} ({len(names)} classes) or missing (-1); "
-                f"row {part.number(int(outside[0]))} has {part.labels[outside[0]]}"
-            )
-        unknown = [name for name in names if name not in place]
-        if unknown:
-            raise UserError(
-                f"{part.source} has the class {_some(unknown)}, which {named[0].source} lacks; "
-                f"it has {_some(classes)}{closest(unknown[0], classes)}"
-            )
-        # One place more than there are names, so that -1 finds itself at the end.
-        places = np.array([*(place[name] for name in names), -1], dtype=np.int64)
-        labels[split] = places[part.labels]
-    return classes, labels
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def check_apart(splits: Mapping[str, Images]) -> None:
-    """UserError where a split is measured on that is the training split over again, or that has a class of its own."""
-    train = splits["train"]
-    known = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes)) > 0
-    for first, second in (("train", "test"), ("train", "validation"), ("validation", "test")):
-        if first in splits and second in splits and splits[first].fingerprint == splits[second].fingerprint:
-            raise UserError(
-                f"data: the splits need to differ; {first} and {second} are the same {len(splits[first])} images "
-                f"({splits[second].source}): name another {second} split"
-            )
-    for name, images in splits.items():
-        lacking = [images.classes[label] for label in np.unique(images.labels[images.labels >= 0]) if not known[label]]
-        if lacking and (train.labels >= 0).all():  # images without a label may be of any class
-            raise UserError(
-                f"data: the {name} split ({images.source}) has images of the class {_some(lacking)}, and the training "
-                f"split has none: add some to {train.source}, or leave these out"
-            )
 
 
 def _pixels(

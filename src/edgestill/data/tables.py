@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgestill.data.classes import Labels, numbered
 from edgestill.data.encoded import Encoded
 from edgestill.data.hub import one_line, quiet
 from edgestill.data.listings import ENDINGS, IMAGE_COLUMNS, LABEL_COLUMNS, read_lists
 from edgestill.data.specs import IMAGE_ENDINGS, called, folder_splits, hub_id, resolve
 from edgestill.errors import UserError, first_line
 from edgestill.functions import FUNCTION
-
-Labels = npt.NDArray[np.int64]
-Names = tuple[str, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +148,7 @@ def _from_table(table: Any, source: str) -> Split:
         return Split(images, np.full(len(table), -1), None, source)
     values, names = table.data.column(label), getattr(table.features[label], "names", None)
     if str(values.type) in ("string", "large_string"):
-        return Split(images, *_numbered(values.to_pylist(), None, source), source)
+        return Split(images, *numbered(values.to_pylist(), None, source), source)
     if not re.fullmatch(r"u?int\d+|null", str(values.type)):
         raise UserError(f"{source}: column {label!r} needs whole numbers or class names; it has {values.type}")
     try:
@@ -167,47 +165,7 @@ def _from_lists(files: list[Path], source: str) -> Split:
     images = pa.StructArray.from_arrays(
         [pa.nulls(len(paths), pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
     )
-    return Split(Encoded([images], source), *_numbered(labels or [None] * len(paths), None, source), source)
-
-
-def _numbered(values: list[Any], names: Names, source: str) -> tuple[Labels, Names]:
-    """Labels as class numbers, −1 where missing: whole numbers as they are, names by their place in `names`, or sorted.
-
-    Where every text is a number, as in a csv, they are class numbers.
-    """
-    listed = [None if isinstance(value, str) and not value else value for value in values]
-    texts = {value for value in listed if isinstance(value, str)}
-    if all(map(_is_number, texts)):
-        listed = [int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value for value in listed]
-        texts = set()
-    names = tuple(sorted(texts)) if texts and names is None else names
-    places = {name: place for place, name in enumerate(names or ())}
-    labels = np.full(len(listed), -1, dtype=np.int64)
-    for row, value in enumerate(listed):
-        if value is None:
-            continue
-        named = bool(texts) and isinstance(value, str) and value in places
-        if not named and (texts or not _is_class_number(value)):
-            raise UserError(
-                f"{source}: labels need to be all whole numbers or all class names, or missing; row {row} has {value!r}"
-            )
-        labels[row] = places[value] if named else value
-    return labels, names
-
-
-def _is_class_number(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
-
-
-_WHOLE = re.compile(r"\s*[-+]?\d+\s*")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return Split(Encoded([images], source), *numbered(labels or [None] * len(paths), None, source), source)
 
 
 def _from_arrays(images: Any, labels: Any, names: Any = None, *, source: str) -> Split:
@@ -227,4 +185,4 @@ def _from_arrays(images: Any, labels: Any, names: Any = None, *, source: str) ->
     pixels = pixels if pixels.ndim == 4 else pixels[..., None]
     if len(listed) != len(pixels):
         raise UserError(f"{source}: {len(pixels)} images need as many labels; {len(listed)} came")
-    return Split(pixels, *_numbered(listed, classes, source), source)
+    return Split(pixels, *numbered(listed, classes, source), source)

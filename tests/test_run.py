@@ -82,7 +82,7 @@ def test_every_quality_is_that_of_the_file_or_model_that_was_written(digits):
     student = json.loads((digits / "student" / "edgestill.json").read_text())["input"]
     expected = parts.student(0).input
     assert tuple(student["mean"]) == expected.mean
-    inputs = prepare(torch.from_numpy(np.asarray(test.pixels[np.arange(len(test))])), expected).numpy()
+    inputs = prepare(torch.from_numpy(np.asarray(test.images.pixels[np.arange(len(test))])), expected).numpy()
     with np.load(digits / "predictions.npz") as saved:
         predictions = {name: saved[name] for name in saved.files}
     np.testing.assert_array_equal(predictions["labels"], test.labels)
@@ -153,7 +153,7 @@ def test_what_is_chosen_is_chosen_on_validation(small):
     parts = assemble(load_recipe(small / "recipe.yaml"), progress.silent)
     module = load_model(str(small / "student"), classes=10, default=parts.default_input).module
     validation, expected = parts.splits.validation, parts.student(0).input
-    inputs = prepare(torch.from_numpy(np.asarray(validation.pixels[np.arange(len(validation))])), expected)
+    inputs = prepare(torch.from_numpy(np.asarray(validation.images.pixels[np.arange(len(validation))])), expected)
     with torch.no_grad():
         right = module.eval()(inputs).argmax(1).numpy() == validation.labels
     assert parts.validate(expected)(module) == pytest.approx(right.mean())

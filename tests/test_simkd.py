@@ -466,7 +466,7 @@ def test_the_exported_file_answers_as_the_module(kind, tmp_path, request):
     joined, joint = classifier_model(student, make("digits.py:teacher"))
     assert joint.size == ((4, 4) if kind == "hub" else (8, 8))
     shaken(joined.module)
-    export(plain_logits(joined.module), example(joined.input, 1), tmp_path / "student.onnx")
+    export(plain_logits(joined), example(joined.input, 1), tmp_path / "student.onnx")
     inputs = images(joined.input)
     rows = onnx_runtime.load(tmp_path / "student.onnx", threads=1)(inputs.numpy())
     np.testing.assert_allclose(rows, answers(joined, inputs).numpy(), rtol=1e-4, atol=1e-4)

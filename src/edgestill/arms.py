@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from edgestill import checkpoint, folder
-from edgestill.assemble import BASELINE, QUANTIZED, STUDENT, TEACHER, Job
+from edgestill.assemble import BASELINE, QUANTIZED, SCRATCH, STUDENT, TEACHER, Job
 from edgestill.data.curriculum import ranks_within_class
-from edgestill.data.images import Images
 from edgestill.errors import UserError
-from edgestill.evaluate.classification import accuracy, logits, predictor
-from edgestill.models import Model, to_device
+from edgestill.evaluate.classification import ACCURACY
+from edgestill.evaluate.metric import Metric, predictor
+from edgestill.models import ImageInput, Model, to_device
 from edgestill.progress import silent
+from edgestill.tasks.samples import Samples
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.train import Track, Trained, train
 
@@ -31,7 +32,7 @@ class Outcome:
     seed: int
     quality: float
     trained: Trained
-    test_logits: NDArray[np.float32]
+    answers: NDArray[np.float32]
 
 
 def saved_step(out: Path, arm: str, seed: int) -> float:
@@ -48,10 +49,10 @@ def place_of(out: Path, arm: str, seed: int) -> Path:
     return out / "arms" / arm / str(seed)
 
 
-def answers(job: Job, model: Model, images: Images, what: str, track: Track) -> NDArray[np.float32]:
-    """A model's logits [N, K] on a split, with a progress bar."""
-    predict = predictor(to_device(model.module, job.device), job.device)
-    return logits(predict, images, model.input, track=track, description=what)
+def answers(job: Job, model: Model, samples: Samples, what: str, track: Track) -> NDArray[np.float32]:
+    """What the metric keeps of a model's outputs on a split, with a progress bar."""
+    predict = predictor(to_device(model.module, job.device), model.input, job.device)
+    return job.metric.answers(predict, samples, model.input, track=track, description=what)
 
 
 def fits_teacher(job: Job) -> bool:
@@ -61,7 +62,11 @@ def fits_teacher(job: Job) -> bool:
 
 def arm_names(job: Job) -> list[str]:
     """The arms in the order in which each seed trains them. Without a float phase there is nothing to compare."""
-    return [BASELINE, STUDENT] if job.recipe.compare.baseline and job.schedule(STUDENT).steps else [STUDENT]
+    compare = job.recipe.compare
+    if not job.schedule(STUDENT).steps:
+        return [STUDENT]
+    scratch = compare.scratch and job.recipe.student.from_teacher is not None
+    return [BASELINE] * compare.baseline + [STUDENT] + [SCRATCH] * scratch
 
 
 def follow(job: Job, out: Path, resume: bool) -> None:
@@ -84,17 +89,27 @@ def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool) -> Tr
     return _train(job, TEACHER, 0, job.teacher, None, out, log, track, resume)
 
 
-def check_teacher(quality: float, labels: NDArray[np.int64], teacher: Model) -> None:
-    """UserError where the teacher is no better on validation than naming the most frequent class."""
+def check_teacher(metric: Metric, quality: float, labels: NDArray[np.int64], teacher: Model) -> None:
+    """UserError where the teacher is no better on validation than guessing: for classes, naming the most frequent."""
+    if metric is not ACCURACY:
+        guess = 0.0 if metric.higher_is_better else 8.0  # bits of a byte that is drawn at random
+        if not (quality > guess if metric.higher_is_better else quality < guess):
+            raise UserError(f"the teacher is no better than guessing: {quality:.3f} {metric.name} on validation")
+        return
     counts = np.bincount(labels[labels >= 0])
     guess = float(counts.max() / counts.sum())
     noise = 3 * float(np.sqrt(guess * (1 - guess) / counts.sum()))
     if quality <= guess + noise:
         expected = teacher.input
+        remedy = "are its classes in another order, or is its classifier not fitted (teacher.fit)?"
+        if isinstance(expected, ImageInput):
+            remedy = (
+                f"does it expect another normalisation than teacher.input.mean {[*expected.mean]} and "
+                f"std {[*expected.std]}, or are its classes in another order?"
+            )
         raise UserError(
             f"the teacher is no better than guessing: {quality:.1%} on validation, the most frequent class alone gives "
-            f"{guess:.1%}; does it expect another normalisation than teacher.input.mean {[*expected.mean]} and "
-            f"std {[*expected.std]}, or are its classes in another order?"
+            f"{guess:.1%}; {remedy}"
         )
 
 
@@ -105,12 +120,12 @@ def difficulty(job: Job, track: Track) -> NDArray[np.float64] | None:
     """
     if all(phase.order == "uniform" for phase in job.recipe.phases):
         return None
-    images = job.splits.train
-    rows = torch.from_numpy(answers(job, job.teacher, images, "teacher: ranking by loss", track)).log_softmax(-1)
-    classes = torch.from_numpy(images.labels)
-    classes = torch.where(classes >= 0, classes, rows.argmax(-1))
-    losses = -rows.gather(1, classes[:, None])[:, 0]
-    return ranks_within_class(losses.numpy(), classes.numpy())
+    samples = job.splits.train
+    rows = answers(job, job.teacher, samples, "teacher: ranking by loss", track)
+    classes = samples.labels
+    if job.metric is ACCURACY:
+        classes = np.where(classes >= 0, classes, rows.argmax(1))
+    return ranks_within_class(job.metric.losses(rows, samples), classes)
 
 
 def train_arm(
@@ -132,18 +147,18 @@ def train_arm(
     job.processes.first(lambda: finished is not None)
     if finished is not None:
         student.module.load_state_dict(finished["student"])
-        rows = finished["test_logits"].numpy()
+        rows = finished["answers"].numpy()
         trained = Trained(**finished["trained"])
     else:
         trained = _train(job, arm, seed, student, ranks, out, log, track, resume)
         rows = answers(job, student, job.splits.test, f"{arm} seed {seed}: test set", track)
         state = {
             "student": student.module.state_dict(),
-            "test_logits": torch.from_numpy(rows),
+            "answers": torch.from_numpy(rows),
             "trained": asdict(trained),
         }
         checkpoint.save(state, place / "final.pt")
-    quality = accuracy(rows, job.splits.test.labels)
+    quality = job.metric.quality(rows, job.splits.test)
     folder.write_text(place / "outcome.json", json.dumps({"seed": seed, "quality": quality, **asdict(trained)}) + "\n")
     return student, Outcome(seed, quality, trained, rows)
 

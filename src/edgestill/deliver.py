@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -20,14 +21,14 @@ from edgestill.assemble import Job, cpu_threads
 from edgestill.bench import emulated
 from edgestill.bench.host import Artifact, Measurement, bench
 from edgestill.bench.remote import bench_remote, reach
-from edgestill.data.images import Images, spaced
+from edgestill.data.images import spaced
 from edgestill.errors import UserError
-from edgestill.evaluate.classification import accuracy, inputs, logits
+from edgestill.evaluate.tokens import BITS_PER_BYTE
 from edgestill.export import device, executorch, formats, litert, onnx, openvino
 from edgestill.export.formats import FORMATS, Format
 from edgestill.export.program import UnsupportedOperator, module_with
-from edgestill.export.verify import artifact_outputs, module_outputs, opened, outputs, parity
-from edgestill.models import ImageInput, Model, example, plain_logits
+from edgestill.export.verify import artifact_outputs, module_outputs, opened, outputs, parity, together
+from edgestill.models import Expected, ImageInput, Model, example, plain_logits
 from edgestill.quantize.graph import export_program
 from edgestill.quantize.integer import integer
 from edgestill.recipe import EMULATED, RUNTIMES
@@ -37,6 +38,8 @@ from edgestill.units import parse_bytes, parse_seconds
 
 BENCH_SAMPLES = 200
 EMULATED_SAMPLES = 200
+MOST_SAME = 16  # texts of a language model that files are at least compared on
+SHORTEST = " at the shortest length"
 POST = "-post"
 """Behind the name of a format: the same file by post-training, beside the one that a quantize phase trained."""
 BATCHES = (1, 64)
@@ -57,10 +60,11 @@ class Student:
 def check(job: Job) -> None:
     """Refuses, before any training, what would fail behind it: a teacher whose files, with which latency is compared,
     cannot be made; another host that cannot be measured on."""
-    try:
-        export_program(plain_logits(job.teacher.module), example(job.teacher.input, 1))
-    except UserError as error:
-        raise UserError(f"teacher: its latency is compared, but {error}") from None
+    if isinstance(job.teacher.input, ImageInput):
+        try:
+            export_program(plain_logits(job.teacher), example(job.teacher.input, 1))
+        except UserError as error:
+            raise UserError(f"teacher: its latency is compared, but {error}") from None
     host = job.recipe.bench.host
     if host not in (None, EMULATED):
         reach(host, job.recipe.bench.python, {FORMATS[name].runtime_file for name in job.recipe.export})
@@ -86,7 +90,7 @@ def make_artifacts(job: Job, student: Student, out: Path, track: Track) -> dict[
     for name in names(job):
         made[name] = out / "exports" / name / f"student{format_of(name).suffix}"
         made[name].parent.mkdir(parents=True, exist_ok=True)
-    probe = example(student.model.input, 1)
+    probe, names_in = probe_of(student.model.input)
     # LiteRT's converter takes longer to start than to convert: one call for all its files.
     together = [name for name in made if format_of(name).backend == "litert"]
     groups = [[name] for name in made if name not in together] + [together] * bool(together)
@@ -97,9 +101,11 @@ def make_artifacts(job: Job, student: Student, out: Path, track: Track) -> dict[
             if group == together:
                 litert.convert([litert.Job(module, probe, path) for path, module in modules.items()])
             else:
-                write(kind, first, probe, made[group[0]], student.calibration)
-        for name in group:
-            device.write(format_of(name), made[name], student.model.input, job.splits.train.classes)
+                write(kind, first, probe, made[group[0]], student.calibration, names_in)
+        expected = student.model.input
+        if isinstance(expected, ImageInput):
+            for name in group:
+                device.write(format_of(name), made[name], expected, job.splits.train.classes)
     return made
 
 
@@ -107,7 +113,7 @@ def _module(name: str, student: Student) -> nn.Module:
     """What a file is made of: the quantized graph where its 8 bits come from that, else the float student."""
     kind = format_of(name)
     if kind.how != "graph":
-        return plain_logits(student.model.module)
+        return plain_logits(student.model)
     trained = student.trained is not None and not name.endswith(POST)
     graph = student.trained if trained else student.calibrated
     assert graph is not None
@@ -139,8 +145,25 @@ def _takes(name: str, module: nn.Module, probe: Tensor) -> bool:
     return True
 
 
-def write(kind: Format, module: nn.Module, probe: Tensor, path: Path, calibration: NDArray[np.float32] | None) -> None:
-    """Writes a module as a file of a format. `calibration`: preprocessed images, for a format with its own tool."""
+def probe_of(expected: Expected) -> tuple[Tensor, tuple[str, ...]]:
+    """What a file is made for: an input of one sample, and the names of a text model's inputs."""
+    probe = example(expected, 1)
+    if isinstance(expected, ImageInput):
+        return probe, ()
+    values = {"input_ids": probe, "attention_mask": torch.ones_like(probe), "token_type_ids": torch.zeros_like(probe)}
+    return torch.stack([values[name] for name in expected.names], dim=1), expected.names
+
+
+def write(
+    kind: Format,
+    module: nn.Module,
+    probe: Tensor,
+    path: Path,
+    calibration: NDArray[np.float32] | None,
+    names_in: tuple[str, ...] = (),
+) -> None:
+    """Writes a module as a file of a format. `calibration`: preprocessed images, for a format with its own tool;
+    `names_in`: the inputs of a text model."""
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"float{kind.suffix}"
         if kind.backend == "executorch":
@@ -154,30 +177,27 @@ def write(kind: Format, module: nn.Module, probe: Tensor, path: Path, calibratio
         elif kind.backend == "openvino":
             openvino.export(module, probe, path, half=kind.precision == "float16")
         elif kind.how == "dynamic":
-            onnx.export(module, probe, plain)
+            onnx.export(module, probe, plain, names_in)
             onnx.quantize_dynamic(plain, path)
         else:
-            onnx.export(module, probe, path)
+            onnx.export(module, probe, path, names_in)
 
 
 def describe_artifacts(
     job: Job, student: Student, made: Mapping[str, Path], out: Path, track: Track
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[np.float32]]]:
     """Verifies each artifact against the student and scores it on the test set: descriptions, and logits [N, K]."""
-    samples = _real_inputs(job, student.model.input, job.recipe.verify.samples)
-    expected = module_outputs(plain_logits(student.model.module), samples, max(BATCHES))
+    stretches = _real_inputs(job, student.model.input, job.recipe.verify.samples)
+    expected = [module_outputs(plain_logits(student.model), samples, max(BATCHES)) for samples in stretches]
     simulated: dict[bool, NDArray[np.float32]] = {}
     described, answers = [], {}
     for name, path in track(made.items(), "verifying, evaluating", len(made)):
         kind, trained = format_of(name), student.trained is not None and not name.endswith(POST)
         optimize = kind.how != "graph" or kind.backend != "onnx"
         with opened(path, kind.runtime_file, cpu_threads(job.recipe), optimize, kind.torch) as answer:
-            found = outputs(answer, samples, BATCHES)
-            answers[name] = logits(
-                partial(_batched, answer),
-                job.splits.test,
-                student.model.input,
-                batch_size=512,
+            found = [outputs(answer, samples, BATCHES) for samples in stretches]
+            answers[name] = job.metric.answers(
+                partial(_batched, answer), job.splits.test, student.model.input, batch=8 * job.metric.batch
             )
         entry = {
             "name": name,
@@ -186,15 +206,15 @@ def describe_artifacts(
             "quantized": _quantized(kind, trained),
             "path": str(path.relative_to(out)),
             "bytes": sum(file.stat().st_size for file in artifact_files(path)),
-            "quality": accuracy(answers[name], job.splits.test.labels),
-            **asdict(parity(expected, found, path)),
+            "quality": job.metric.quality(answers[name], job.splits.test),
+            **asdict(together([parity(*pair, path) for pair in zip(expected, found, strict=True)])),
         }
         if kind.how == "graph":
             if trained not in simulated:
                 graph = student.trained if trained else student.calibrated
                 assert graph is not None
-                simulated[trained] = module_outputs(graph, samples, max(BATCHES))
-            near = parity(simulated[trained], found, path)
+                simulated[trained] = module_outputs(graph, stretches[0], max(BATCHES))
+            near = parity(simulated[trained], found[0], path)
             entry["simulated"] = {"agreement": near.agreement, "max_abs_error": near.max_abs_error}
         if kind.backend == "onnx":
             # without 8-bit dot products, x86's fused int8 kernels saturate and answer otherwise than a device
@@ -263,7 +283,11 @@ def bench_artifacts(
         for name, (kind, path) in files.items()
     }
     own, teachers = (_real_inputs(job, model.input, BENCH_SAMPLES) for model in (student.model, job.teacher))
-    samples = {name: teachers if name.startswith("teacher:") else own for name in files}
+    samples = {name: (teachers if name.startswith("teacher:") else own)[-1] for name in files}
+    shortest = {name: (teachers if name.startswith("teacher:") else own)[0] for name in files}
+    if len(own) > 1:  # texts: at their shortest length too
+        artifacts |= {f"{name}{SHORTEST}": artifact for name, artifact in artifacts.items()}
+        samples |= {f"{name}{SHORTEST}": inputs[:, :, : _shortest(inputs)] for name, inputs in shortest.items()}
     threads, host = job.recipe.budget.threads, job.recipe.bench.host
     if host is None or host == EMULATED:
         where: dict[str, Any] = {"host": None, "hardware": hardware()}
@@ -273,13 +297,17 @@ def bench_artifacts(
             host, artifacts, samples, threads=threads, python=job.recipe.bench.python, track=track
         )
         where = {"host": host, "hardware": found_hardware}
-    found = {name: _measured(m) for name, m in measured.items()}
+    found = {name: _measured(measured[name]) for name in files}
+    for name in files if len(own) > 1 else ():
+        latency = _measured(measured[f"{name}{SHORTEST}"])["latency_ms"]
+        found[name] |= {"tokens": samples[name].shape[-1]}
+        found[name]["shortest"] = {"tokens": samples[f"{name}{SHORTEST}"].shape[-1], "latency_ms": latency}
     for name, (kind, _) in files.items():
         teacher = found[f"teacher:{kind.backend}"]
         found[name]["latency_ratio"] = found[name]["latency_ms"]["p50"] / teacher["latency_ms"]["p50"]
     if host == EMULATED:
         for name, path in ((name, path) for name, path in made.items() if format_of(name).backend == "onnx"):
-            found[name]["emulated"] = _emulated(path, own[:EMULATED_SAMPLES], format_of(name).how != "graph", track)
+            found[name]["emulated"] = _emulated(path, own[-1][:EMULATED_SAMPLES], format_of(name).how != "graph", track)
     main = RUNTIMES[job.recipe.budget.runtime] if job.recipe.budget.runtime else backends[0]
     found["teacher"] = found[f"teacher:{main}"]
     found["student"] = found.get(main) or found[f"student:{main}"]
@@ -314,18 +342,22 @@ def _reference(model: Model, name: str, kind: Format, out: Path) -> Path:
     path = out / "arms" / f"{name}{kind.suffix}"
     if not path.is_file():
         try:
-            write(kind, plain_logits(model.module), example(model.input, 1), path, None)
+            probe, names_in = probe_of(model.input)
+            write(kind, plain_logits(model), probe, path, None, names_in)
         except UserError as error:
             raise UserError(f"bench: the {name.partition('-')[0]}, to compare with: {error}") from error
     return path
 
 
-def _empty(kind: Format, expected: ImageInput, out: Path) -> Path:
+def _empty(kind: Format, expected: Expected, out: Path) -> Path:
     """A model that does nothing with such inputs, in the format: what memory is measured over."""
-    probe = example(expected, 1)
+    probe, names_in = probe_of(expected)
     path = out / "arms" / f"empty-{kind.backend}-{'x'.join(map(str, probe.shape[1:]))}{kind.suffix}"
     if not path.is_file():
-        BACKENDS[kind.backend].write_empty(path, probe)
+        if names_in:
+            onnx.write_empty(path, probe, names_in)
+        else:
+            BACKENDS[kind.backend].write_empty(path, probe)
     return path
 
 
@@ -350,7 +382,7 @@ def verdict(job: Job, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
         judged = {}
         for name, (limit, read) in limits.items():
             value = read(artifact)
-            met = value >= limit if name == "quality" else value <= limit
+            met = value >= limit if name == "quality" and job.metric.higher_is_better else value <= limit
             judged[name] = {"limit": limit, "value": value, "met": bool(met)}
         return judged
 
@@ -367,16 +399,28 @@ def verdict(job: Job, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
     return {"met": all(v["met"] for v in judged.values()), "artifact": chosen["name"], **judged}
 
 
-def _real_inputs(job: Job, expected: ImageInput, count: int) -> NDArray[np.float32]:
-    """`count` real images, from the test split on: float32 [N, C, H, W]."""
-    parts: list[NDArray[np.float32]] = []
-    for images in (job.splits.test, job.splits.validation, job.splits.train):
-        left = count - sum(len(part) for part in parts)
-        if left > 0:
-            parts.append(_some(images, expected, left))
-    return np.concatenate(parts)
+def _real_inputs(job: Job, expected: Expected, count: int) -> list[NDArray[Any]]:
+    """`count` real samples, from the test split on, as an artifact takes them: images as one array; texts as two, the
+    shorter half and the longer, of which each is as long as its longest; of a language model, that many tokens."""
+    splits = (job.splits.test, job.splits.validation, job.splits.train)
+    if isinstance(expected, ImageInput):
+        parts: list[NDArray[Any]] = []
+        for samples in splits:
+            left = count - sum(len(part) for part in parts)
+            if left > 0:  # evenly spaced: a folder's images come class by class
+                parts.append(samples.inputs(spaced(len(samples), left), expected))
+        return [np.concatenate(parts)]
+    test = job.splits.test
+    sizes = test.sizes(expected)
+    per_sample = int(sizes.mean()) if job.metric is BITS_PER_BYTE else 1
+    rows = spaced(len(test), max(MOST_SAME, -(-count // max(per_sample, 1))))
+    rows = rows[np.argsort(sizes[rows], kind="stable")]
+    half = max(1, len(rows) // 2)
+    return [test.inputs(part, expected) for part in (rows[:half], rows[half:] if len(rows) > 1 else rows)]
 
 
-def _some(images: Images, expected: ImageInput, count: int) -> NDArray[np.float32]:
-    """Evenly spaced: a folder's images come class by class."""
-    return inputs(images, spaced(len(images.labels), count), expected)
+def _shortest(inputs: NDArray[np.int64]) -> int:
+    """How many tokens the first, the shortest text has. A block of packed text is as long as the others: it is cut."""
+    valid = inputs[0, 1] if inputs.shape[1] > 1 else np.ones(inputs.shape[2])
+    length = int(valid.sum())
+    return length if length < inputs.shape[2] or length < 16 else length // 8

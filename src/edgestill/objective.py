@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgestill.aligners import AlignerKind, aligner_for
 from edgestill.errors import UserError, closest, first_line
-from edgestill.losses import CHANNEL_FREE, Loss, cross_entropy, kl
+from edgestill.losses import CHANNEL_FREE, OF_SAMPLES, Loss, cross_entropy, kl
 from edgestill.losses import standardize as standardized
 from edgestill.losses.reduce import channels_first, wide
 from edgestill.signals import Signal
@@ -85,6 +85,7 @@ class Objective(nn.Module):
         terms: losses over taps, by name.
         examples: the student's and the teacher's taps of one batch, from which aligners are built where shapes differ.
         label_smoothing: of the hard part.
+        hard: the hard part, `hard(logits, labels)`; a loss without classes where the labels are numbers.
 
     >>> objective = Objective(alpha=0.5, temperature=2.0)
     >>> parts = objective(torch.zeros(1, 2), torch.tensor([0]), Signal(torch.zeros(1, 2)))
@@ -102,6 +103,7 @@ class Objective(nn.Module):
         terms: Mapping[str, Term] | None = None,
         examples: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None,
         label_smoothing: float = 0.0,
+        hard: Loss = cross_entropy,
     ) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:
@@ -110,7 +112,7 @@ class Objective(nn.Module):
             raise UserError(f"temperature must be above 0; {temperature} came")
         self.soft_loss, self.alpha, self.temperature, self.standardize = loss, alpha, temperature, standardize
         self.terms = dict(terms or {})
-        self.label_smoothing = label_smoothing
+        self.hard_loss, self.label_smoothing = hard, label_smoothing
         self.aligners = nn.ModuleList(_module(term, examples) for term in self.terms.values())
         self._options = {name: _options(term.loss) for name, term in self.terms.items()}
         self._soft_options = _options(loss) if loss else frozenset[str]()
@@ -135,8 +137,9 @@ class Objective(nn.Module):
         temperature: float | None = None,
         terms: Sequence[str] | None = None,
         mask: Tensor | None = None,
-        counts: tuple[int, int] | None = None,
+        counts: tuple[int, ...] | None = None,
         indices: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> Parts:
         """Parts of one batch.
 
@@ -149,10 +152,12 @@ class Objective(nn.Module):
             alpha, temperature, terms: in place of the objective's own, as a schedule sets them.
             mask: samples [B] that have a label, where labels are probabilities.
             counts: labelled samples and all samples of the whole batch, where this is a piece of one: what the hard
-                part and the others are divided by.
+                part and the others are divided by. Of texts also their tokens, for terms over these.
             indices: of the samples [B], for terms that remember them.
+            tokens: of texts, which tokens [B, T] are no padding: taps count these alone.
         """
-        labelled, samples = ({"count": max(count, 1)} for count in counts) if counts else ({}, {})
+        labelled, samples, *rest = ({"count": max(count, 1)} for count in counts) if counts else ({}, {})
+        of_tokens = rest[0] if rest else samples
         alpha = self.alpha if alpha is None else alpha
         temperature = self.temperature if temperature is None else temperature
         active = self.terms if terms is None else terms
@@ -162,7 +167,8 @@ class Objective(nn.Module):
         values: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
         if alpha < 1:
-            values["hard"] = cross_entropy(logits, labels, smoothing=self.label_smoothing, mask=mask, **labelled)
+            smoothed = {"smoothing": self.label_smoothing} if self.label_smoothing else {}
+            values["hard"] = self.hard_loss(logits, labels, mask=mask, **smoothed, **labelled)
             weights["hard"] = 1 - alpha
         if (alpha > 0 or active) and signal is None:
             raise UserError("the objective needs the teacher's signal while alpha is above 0 or a term is active")
@@ -176,9 +182,15 @@ class Objective(nn.Module):
             if name in active and signal is not None:
                 student = _tapped(taps or {}, term.student, "student", name)
                 teacher = _tapped(signal.taps, term.teacher, "teacher", name)
+                divided = samples
+                if tokens is not None and of_samples(term.loss):
+                    student, teacher = averaged(student, tokens), averaged(teacher, tokens)
                 pair = (aligner(student), teacher) if term.module is None else aligner(student, teacher, indices)
                 given = {"labels": shared["labels"]} if "labels" in self._options[name] else {}
-                values[name] = term.loss(*pair, **given, **samples)
+                if tokens is not None and not of_samples(term.loss):
+                    pair, given["mask"] = by_token(pair[0], pair[1], tokens)
+                    divided = of_tokens
+                values[name] = term.loss(*pair, **given, **divided)
                 weights[name] = self._weight(name)
         return Parts(values, weights)
 
@@ -282,6 +294,34 @@ def _numbers(labels: Tensor, mask: Tensor | None) -> Tensor:
         return labels
     numbers = labels.argmax(-1)
     return numbers if mask is None else numbers.where(mask, numbers.new_tensor(-1))
+
+
+def of_samples(loss: Loss) -> bool:
+    """Whether a loss compares the samples of a batch with each other, each as a whole."""
+    return getattr(loss, "func", loss) in OF_SAMPLES
+
+
+def averaged(tap: Any, tokens: Tensor) -> Any:
+    """A tap [B, T, D] of texts as the mean over their valid tokens [B, D]; what else comes stays."""
+    if isinstance(tap, list):
+        return [averaged(one, tokens) for one in tap]
+    if tap.dim() != 3 or tap.shape[:2] != tokens.shape:
+        return tap
+    return wide(tap, tokens).sum(1) / tokens.sum(1, keepdim=True).clamp(min=1)
+
+
+def by_token(student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Taps of texts as a loss takes them whose samples are tokens, and which of these are valid.
+
+    Hidden states [B, T, D] become [B·T, D], attentions [B, A, T, S] become [B·T, A, 1, S]. Queries, keys and values
+    [B, A, T, D] stay: a loss over their relations needs to know the tokens of each text.
+    """
+    if student.dim() == 3 and student.shape[:2] == tokens.shape:
+        return (student.flatten(0, 1), teacher.flatten(0, 1)), tokens.flatten()
+    if student.dim() == 4 and student.shape[2:] == teacher.shape[2:] == (tokens.shape[1], tokens.shape[1]):
+        pair = (student.transpose(1, 2).flatten(0, 1).unsqueeze(2), teacher.transpose(1, 2).flatten(0, 1).unsqueeze(2))
+        return pair, tokens.flatten()
+    return (student, teacher), tokens
 
 
 def layout(taps: Mapping[str, Tensor], path: str) -> Tensor:

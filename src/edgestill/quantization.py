@@ -13,9 +13,8 @@ from torch.fx import GraphModule
 from edgestill import checkpoint
 from edgestill.arms import Log, Outcome, place_of, train_arm
 from edgestill.assemble import QUANTIZED, Job
-from edgestill.evaluate.classification import inputs
 from edgestill.export.formats import FORMATS
-from edgestill.models import Model, example, plain_logits
+from edgestill.models import ImageInput, Model, example, plain_logits
 from edgestill.processes import ALONE
 from edgestill.quantize.fake import calibrate, fake_quantized
 from edgestill.quantize.graph import export_program
@@ -30,20 +29,22 @@ TOLERANCE = 0.005
 def check(job: Job) -> None:
     """Refuses, before any training, a student that has no fixed graph of operators, layers to spare that it does not
     have, and taps that its graph does not have."""
+    if not isinstance(job.teacher.input, ImageInput):
+        return
     student = job.student(0)
     asked = job.recipe.quantize.keep_float
     if job.quantizes or any(FORMATS[name].how == "graph" for name in job.recipe.export):
         taps = _taps(job) if job.quantizes else []
         _graph(student, () if asked == "auto" else asked, taps)
     else:
-        export_program(plain_logits(student.module), example(student.input, 1))
+        export_program(plain_logits(student), example(student.input, 1))
 
 
 def calibration(job: Job, student: Model) -> list[Tensor]:
     """Batches of random training images, preprocessed as in evaluation."""
     rows = np.random.default_rng(0).permutation(len(job.splits.train.labels))[: job.recipe.quantize.samples]
     chunks = np.array_split(np.sort(rows), -(-len(rows) // BATCH))
-    return [torch.from_numpy(inputs(job.splits.train, chunk, student.input)) for chunk in chunks]
+    return [torch.from_numpy(job.splits.train.inputs(chunk, student.input)) for chunk in chunks]
 
 
 def post_training(job: Job, student: Model, keep_float: Sequence[str], taps: Sequence[str] = ()) -> GraphModule:
@@ -66,7 +67,7 @@ def measure(job: Job, student: Model, track: Track) -> dict[str, Any]:
         def quality(module: nn.Module) -> float:
             return validate(module.to(job.device))
 
-        spared = to_spare(module, losses, quality, quality(plain_logits(student.module)) - TOLERANCE)
+        spared = to_spare(module, losses, quality, quality(plain_logits(student)) - TOLERANCE)
     return {
         "samples": sum(map(len, batches)),
         "layers": [{"layer": layer, "divergence": loss} for layer, loss in losses.items()],
@@ -99,7 +100,7 @@ def _model(job: Job, student: Model, keep_float: Sequence[str]) -> Model:
 
 
 def _graph(student: Model, keep_float: Sequence[str], taps: Sequence[str]) -> GraphModule:
-    plain = plain_logits(student.module)
+    plain = plain_logits(student)
     prefix = "" if plain is student.module else "module."
     return fake_quantized(plain, example(student.input, 1), keep_float=keep_float, taps=taps, prefix=prefix)
 

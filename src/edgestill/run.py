@@ -29,6 +29,7 @@ from edgestill.arms import (
 from edgestill.assemble import (
     BASELINE,
     QUANTIZED,
+    SCRATCH,
     SIMILARITY_SAMPLES,
     STUDENT,
     TEACHER,
@@ -38,11 +39,13 @@ from edgestill.assemble import (
     with_measured_maps,
 )
 from edgestill.errors import UserError
-from edgestill.evaluate.classification import accuracy
-from edgestill.evaluate.paired import over_samples, over_seeds, retained
-from edgestill.models import STUDENT_FILE, Model, flops, load_weights, save_student
+from edgestill.evaluate.classification import ACCURACY
+from edgestill.evaluate.paired import Difference, over_samples, over_seeds, retained
+from edgestill.models import STUDENT_FILE, ImageInput, Model, flops, load_weights, save_student
 from edgestill.processes import connect
 from edgestill.recipe import Recipe, dump, load_recipe
+from edgestill.tasks.images import ImageSamples
+from edgestill.tasks.sequences import Sequences
 from edgestill.train import Track
 
 Result = dict[str, Any]
@@ -119,19 +122,34 @@ def _begin(job: Job, out: Path, resume: bool, deliver_files: bool) -> tuple[Path
         "status": "running",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "task": job.recipe.task,
-        "metric": {"name": "accuracy", "higher_is_better": True, "chance": 1 / len(splits.train.classes)},
-        "classes": list(splits.train.classes),
+        "metric": {
+            "name": job.metric.name,
+            "higher_is_better": job.metric.higher_is_better,
+            "chance": 1 / len(splits.train.classes) if job.metric is ACCURACY else 0.0,
+        },
+        "classes": list(splits.train.classes) if job.metric is ACCURACY else [],
         "data": {
             "train": len(splits.train.labels),
             "labelled": int((splits.train.labels >= 0).sum()),
             "validation": len(splits.validation.labels),
             "test": len(splits.test.labels),
         }
-        | ({"skipped": splits.skipped} if splits.skipped else {}),
+        | ({"skipped": splits.skipped} if splits.skipped else {})
+        | ({"cut": cut} if (cut := _cut(job)) else {}),
         "schedule": _points(job),
         "licences": {"teacher": job.recipe.teacher.licence, "data": job.recipe.data.licence},
         "seconds": {},
     }
+
+
+def _cut(job: Job) -> dict[str, int]:
+    """Texts that were longer than the student takes, by split."""
+    expected = job.student(0).input
+    if isinstance(expected, ImageInput):
+        return {}
+    splits = {name: getattr(job.splits, name) for name in ("train", "validation", "test")}
+    found = {name: samples.encoded(expected).cut for name, samples in splits.items() if hasattr(samples, "encoded")}
+    return {name: count for name, count in found.items() if count}
 
 
 def _points(job: Job) -> list[dict[str, Any]]:
@@ -180,8 +198,9 @@ def _train_all(
             if job.unmeasured:  # behind the first baseline: a student without training is like the first layers alone
                 job = with_measured_maps(job, model)
             seconds[arm] = seconds.get(arm, 0.0) + outcome.trained.seconds
-            if arm == STUDENT and (best is None or outcome.trained.validation > best[0]):
-                best = (outcome.trained.validation, model, outcome)
+            gained = outcome.trained.validation * (1 if job.metric.higher_is_better else -1)
+            if arm == STUDENT and (best is None or gained > best[0]):
+                best = (gained, model, outcome)
         result["arms"] = {name: _summary(done) for name, done in outcomes.items() if done}
         folder.write_json(place / folder.RESULT, result)
     compared = min(SIMILARITY_SAMPLES, len(job.splits.train.labels))
@@ -205,7 +224,7 @@ def _train_all(
     save_student(student, place / "student", job.splits.train.classes)
     if job.quantizes:
         _quantize(job, student, place, result, log, track, resume)
-    rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].test_logits for name, done in outcomes.items()}
+    rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].answers for name, done in outcomes.items()}
     _write_predictions(job, place, rows)
     folder.write_json(place / folder.RESULT, result)  # with it, what was trained is whole: see _again
     return student
@@ -241,12 +260,14 @@ def _quantize(
 def _teacher(job: Job, result: Result, track: Track) -> NDArray[np.float32]:
     """Checks the teacher on validation and reads the test set: its test logits [N, K]."""
     teacher, splits = job.teacher, job.splits
-    quality = accuracy(answers(job, teacher, splits.validation, "teacher: validation", track), splits.validation.labels)
-    check_teacher(quality, splits.validation.labels, teacher)
+    quality = job.metric.quality(
+        answers(job, teacher, splits.validation, "teacher: validation", track), splits.validation
+    )
+    check_teacher(job.metric, quality, splits.validation.labels, teacher)
     rows = answers(job, teacher, splits.test, "teacher: test set", track)
     result["teacher"] = {
         "model": teacher.spec,
-        "quality": accuracy(rows, splits.test.labels),
+        "quality": job.metric.quality(rows, splits.test),
         "validation_quality": quality,
         "parameters": teacher.parameters,
         "flops": flops(teacher),
@@ -268,31 +289,49 @@ def _summary(outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def _compare(job: Job, result: Result, outcomes: dict[str, list[Outcome]]) -> None:
-    """Adds what was retained of the teacher, and the paired difference to the baseline."""
-    summary, chance = result["arms"][STUDENT], result["metric"]["chance"]
-    summary["retained"] = retained(summary["mean"], result["teacher"]["quality"], chance)
-    if BASELINE not in outcomes:
-        return
-    if job.recipe.compare.seeds > 1:
-        qualities = [[outcome.quality for outcome in outcomes[arm]] for arm in (STUDENT, BASELINE)]
-        difference = over_seeds(*qualities)
+    """Adds what was retained of the teacher, and the paired difference to the best arm without a teacher, which is
+    chosen on validation."""
+    summary, metric = result["arms"][STUDENT], job.metric
+    if metric.higher_is_better:
+        chance = result["metric"]["chance"]
+        summary["retained"] = retained(summary["mean"], result["teacher"]["quality"], chance)
     else:
-        labels = job.splits.test.labels
-        right = [outcomes[arm][0].test_logits.argmax(1) == labels for arm in (STUDENT, BASELINE)]
-        difference = over_samples(right[0][labels >= 0], right[1][labels >= 0])
-    summary["difference"] = {"to": BASELINE, **asdict(difference)}
+        summary["gap"] = summary["mean"] - result["teacher"]["quality"]
+    others = [arm for arm in (BASELINE, SCRATCH) if arm in outcomes]
+    if not others:
+        return
+    sign = 1 if metric.higher_is_better else -1
+    best = max(others, key=lambda arm: sign * np.mean([outcome.trained.validation for outcome in outcomes[arm]]))
+    test = job.splits.test
+    if job.recipe.compare.seeds > 1:
+        qualities = [[outcome.quality for outcome in outcomes[arm]] for arm in (STUDENT, best)]
+        difference = over_seeds(*qualities)
+    elif metric.scores is not None:
+        scores = [metric.scores(outcomes[arm][0].answers, test) for arm in (STUDENT, best)]
+        known = ~np.isnan(scores[0])
+        difference = over_samples(scores[0][known], scores[1][known])
+    else:
+        difference = Difference(summary["mean"] - result["arms"][best]["mean"], None, "test samples")
+    summary["difference"] = {"to": best, **asdict(difference)}
 
 
 def _write_predictions(job: Job, place: Path, rows: dict[str, NDArray[np.float32]]) -> None:
-    """predictions.npz: labels [N] and each column's probabilities [N, K]; examples.npz: the images where the student
-    left the teacher most."""
+    """predictions.npz: of classes, labels [N] and each column's probabilities [N, K]; of others what the metric keeps.
+    examples.npz: the images where the student left the teacher most."""
     test = job.splits.test
+    if job.metric is not ACCURACY:
+        _save_arrays(place / "predictions.npz", rows)
+        return
     probabilities = {name: torch.from_numpy(logits).softmax(-1).numpy() for name, logits in rows.items()}
     _save_arrays(place / "predictions.npz", {"labels": test.labels} | probabilities)
     student, teacher = (torch.from_numpy(rows[name]).log_softmax(-1) for name in (STUDENT, TEACHER))
     left = (teacher.exp() * (teacher - student)).sum(-1)
     worst = left.topk(min(WORST_EXAMPLES, len(left))).indices.numpy()
-    _save_arrays(place / "examples.npz", {"pixels": test.pixels[worst], "indices": worst})
+    if isinstance(test, ImageSamples):
+        _save_arrays(place / "examples.npz", {"pixels": test.images.pixels[worst], "indices": worst})
+    elif isinstance(test, Sequences):
+        shown = [" ⏎ ".join(test.texts.at(worst[i : i + 1], "").both[0]) for i in range(len(worst))]
+        folder.write_json(place / "examples.json", {"texts": shown, "indices": worst.tolist()})
 
 
 def export_again(place: Path, *, track: Track = progress.track) -> Result:
@@ -418,7 +457,8 @@ def _describe(
     described, rows = deliver.describe_artifacts(job, student, made, place, track)
     with np.load(place / "predictions.npz") as saved:
         kept = {name: saved[name] for name in saved.files}
-    kept |= {name: torch.from_numpy(logits).softmax(-1).numpy() for name, logits in rows.items()}
+    classes = job.metric is ACCURACY
+    kept |= {name: torch.from_numpy(row).softmax(-1).numpy() if classes else row for name, row in rows.items()}
     _save_arrays(place / "predictions.npz", kept)
     return described
 

@@ -18,11 +18,14 @@ from edgestill.taps import record
 CELLS = 4  # a map's side, and the root of a sequence's length, after pooling
 
 
-def tap_features(module: nn.Module, inputs: Iterable[Tensor], paths: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+def tap_features(
+    module: nn.Module, inputs: Iterable[Tensor | Mapping[str, Tensor]], paths: Sequence[str]
+) -> dict[str, NDArray[np.float32]]:
     """What `module` puts out at each of `paths`, as features [N, D], over all batches of `inputs`.
 
     [B, D] stays. Maps [B, C, H, W] or [B, H, W, C] are averaged down to at most 4×4 positions and sequences
-    [B, T, D] to at most 16 stretches, then flattened, so that what is kept does not grow with the resolution. The
+    [B, T, D] to at most 16 stretches, then flattened, so that what is kept does not grow with the resolution; of texts,
+    whose inputs come by name, the valid tokens of [B, T, D] are averaged. The
     module runs in evaluation mode without gradients, on the device of its parameters; each of its modules is back in
     its own mode afterwards.
     Raises UserError for a path that the module does not have and for taps of other shapes.
@@ -38,16 +41,23 @@ def tap_features(module: nn.Module, inputs: Iterable[Tensor], paths: Sequence[st
         module.eval()
         with torch.no_grad(), record(module, gathered) as taps:
             for batch in inputs:
-                module(batch.to(device))
+                if isinstance(batch, Tensor):
+                    module(batch.to(device))
+                else:
+                    module(**{name: value.to(device) for name, value in batch.items()})
+                mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
                 for path, rows in gathered.items():
-                    rows.append(_flat(path, taps[path]).float().cpu())
+                    rows.append(_flat(path, taps[path], mask).float().cpu())
     finally:
         for part in training:
             part.training = True
     return {path: torch.cat(rows).numpy() for path, rows in gathered.items()}
 
 
-def _flat(path: str, tap: Tensor) -> Tensor:
+def _flat(path: str, tap: Tensor, mask: Tensor | None = None) -> Tensor:
+    if mask is not None and tap.ndim == 3:
+        valid = mask.to(tap.device)[..., None]
+        return (tap * valid).sum(1) / valid.sum(1)
     if "@" not in path:
         tap = channels_first(tap)
     if tap.ndim == 4:

@@ -24,7 +24,7 @@ from edgestill.quantize.fake import quantizers
 from edgestill.schedule import Schedule, Settings
 from edgestill.signals import Signal
 from edgestill.taps import record
-from edgestill.tasks.images import Batch
+from edgestill.tasks.samples import Batch, Counts
 
 Log = Callable[[dict[str, Any]], None]
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -45,6 +45,7 @@ class Options:
     precision: torch.dtype = torch.float32
     validate_every: int = 1000
     log_every: int = 50
+    lower_is_better: bool = False
 
 
 @dataclass
@@ -79,7 +80,7 @@ def train(
         batch_at: the batch of a step under its settings, or this process's rows of it; a pure function, so that
             resuming needs only the step.
         teacher: the signal of a batch with the teacher's taps that are named; None where no phase needs one.
-        validate: quality of a module on the validation split, higher is better.
+        validate: quality of a module on the validation split.
         folder: where the checkpoints `last.pt` and `best.pt` go.
         log: takes one dict a logged step.
         track: wraps the steps in a progress bar.
@@ -115,8 +116,8 @@ def train(
 
             state.optimizer.zero_grad(set_to_none=True)
             pieces = [batch] if options.accumulate == 1 else batch.pieces(options.accumulate)
-            labelled, samples = processes.total(batch.counts)
-            partial = (labelled, samples) if len(pieces) * processes.count > 1 else None
+            counts = Counts(*processes.total(batch.counts(student.input)))
+            samples, partial = counts.positions, counts if len(pieces) * processes.count > 1 else None
             with WholeBatchNorm(processes) if processes.count > 1 else nullcontext():
                 parts = _backward(student, objective, teacher, pieces, settings, device, options.precision, partial)
             parts, stop = _summed(parts, asked(), state.parameters, processes)
@@ -141,8 +142,9 @@ def train(
                 trained.validation = validate(state.current)
                 log({"step": state.step, "phase": phase.name, "validation": trained.validation})
                 module.train()
-                if trained.validation > state.best:
-                    state.best = trained.validation
+                gained = -trained.validation if options.lower_is_better else trained.validation
+                if gained > state.best:
+                    state.best = gained
                     checkpoint.save({"student": state.current.state_dict(), "step": state.step}, folder / "best.pt")
             if save:
                 trained.seconds, started = trained.seconds + perf_counter() - started, perf_counter()
@@ -153,7 +155,7 @@ def train(
 
     if options.keep == "best" and (kept := processes.first(lambda: checkpoint.load(folder / "best.pt"))):
         module.load_state_dict(kept["student"])
-        trained.validation = state.best
+        trained.validation = -state.best if options.lower_is_better else state.best
     else:
         module.load_state_dict(state.current.state_dict())
     return trained
@@ -167,10 +169,10 @@ def _backward(
     settings: Settings,
     device: torch.device,
     precision: torch.dtype,
-    counts: tuple[int, int] | None,
+    counts: Counts | None,
 ) -> Parts:
-    """Adds the gradient of a batch, given in pieces, and returns its parts. `counts`: labelled samples and all samples
-    of the whole batch, where there is more of it than one piece."""
+    """Adds the gradient of a batch, given in pieces, and returns its parts. `counts`: those of the whole batch, where
+    there is more of it than one piece."""
     whole: Parts | None = None
     active = [objective.terms[name] for name in settings.terms]
     teacher_taps = sorted({tap for term in active for tap in term.teacher_taps})
@@ -179,7 +181,7 @@ def _backward(
         signal = teacher(piece, teacher_taps) if teacher is not None and settings.phase.needs_teacher else None
         autocast = torch.autocast(device.type, precision, enabled=precision != torch.float32)
         with autocast, record(student.module, student_taps) as taps:
-            logits = forward(student.module, piece.inputs(student.input, device))
+            logits = piece.answers(forward(student.module, piece.inputs(student.input, device)))
         parts: Parts = objective(
             logits,
             piece.labels.to(device),
@@ -191,6 +193,7 @@ def _backward(
             mask=None if piece.mask is None else piece.mask.to(device),
             counts=counts,
             indices=torch.from_numpy(piece.indices),
+            tokens=piece.valid(student.input, device) if active else None,
         )
         if objective.balancing:
             parts = objective.balance(parts, [*student.module.parameters()])

@@ -1,5 +1,6 @@
 """A result in words: what the command line's last lines and the model card say."""
 
+from collections.abc import Callable
 from typing import Any
 
 from edgestill.units import format_bytes, format_seconds
@@ -17,6 +18,14 @@ def points(difference: float) -> str:
     return f"{difference * 100:+.2f}"
 
 
+def _number(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _signed(difference: float) -> str:
+    return f"{difference:+.4f}"
+
+
 def judged_artifact(result: Result) -> dict[str, Any] | None:
     """The artifact that the budget's verdict is about."""
     artifacts: list[dict[str, Any]] = result.get("artifacts", [])
@@ -30,23 +39,31 @@ def summary(result: Result) -> list[str]:
     student, teacher = result["arms"]["student"], result["teacher"]
     seeds = len(student["seeds"])
     over = f", mean of {seeds} seeds" if seeds > 1 else ""
-    kept = f"{percent(student['mean'])} of {percent(teacher['quality'])} accuracy{over}"
-    lines.append(f"kept     {student['retained'] * 100:.1f} % of the teacher above chance: {kept}")
+    metric = result["metric"]
+    shown, apart = (percent, points) if metric["higher_is_better"] else (_number, _signed)
+    kept = f"{shown(student['mean'])} of {shown(teacher['quality'])} {metric['name']}{over}"
+    if "retained" in student:
+        lines.append(f"kept     {student['retained'] * 100:.1f} % of the teacher above chance: {kept}")
+    else:
+        lines.append(f"gap      {apart(student['gap'])} {metric['name']} to the teacher: {kept}; lower is better")
     if difference := student.get("difference"):
         interval = "no interval"
         if difference["interval"]:
             low, high = difference["interval"]
-            interval = f"95 % interval {points(low)} … {points(high)}"
-        baseline = result["arms"]["baseline"]["mean"]
+            interval = f"95 % interval {apart(low)} … {apart(high)}"
+        other = difference["to"]
         lines.append(
-            f"gained   {points(difference['mean'])} points over the baseline's {percent(baseline)}, "
+            f"gained   {apart(difference['mean'])}{' points' if shown is percent else ''} over the {other}'s "
+            f"{shown(result['arms'][other]['mean'])}, "
             f"{interval} over {difference['over']}"
         )
+    for split, count in result.get("data", {}).get("cut", {}).items():
+        lines.append(f"cut      {count} text{'s' * (count > 1)} of the {split} split to the student's length")
     for split, count in result.get("data", {}).get("skipped", {}).items():
         lines.append(f"left out {count} broken image{'s' * (count > 1)} of the {split} split")
     if artifact := judged_artifact(result):
-        lines += _artifact(artifact, teacher)
-        lines += _budget(result["budget"])
+        lines += _artifact(artifact, teacher, f"{shown(artifact['quality'])} {metric['name']}")
+        lines += _budget(result["budget"], shown)
     return lines
 
 
@@ -72,7 +89,7 @@ def comparison(results: dict[str, Result]) -> str:
     )
 
 
-def _artifact(artifact: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
+def _artifact(artifact: dict[str, Any], teacher: dict[str, Any], quality: str) -> list[str]:
     p50 = artifact["latency_ms"]["p50"]
     threads = f"{artifact['threads']} thread{'s' * (artifact['threads'] > 1)}"
     size = _times(teacher["bytes"] / artifact["bytes"], "smaller", "larger")
@@ -80,8 +97,7 @@ def _artifact(artifact: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
     speed = _times(1 / ratio if ratio else teacher["latency_ms"]["p50"] / p50, "faster", "slower")
     how = f" ({artifact['quality_measured']})" if "quality_measured" in artifact else ""
     return [
-        f"file     {artifact['path']}: {percent(artifact['quality'])} accuracy{how}, "
-        f"agrees with the student on {percent(artifact['agreement'])}",
+        f"file     {artifact['path']}: {quality}{how}, agrees with the student on {percent(artifact['agreement'])}",
         f"small    {format_bytes(artifact['bytes'])}, {size} than the teacher's file",
         f"fast     {format_seconds(p50 / 1e3)} a sample (p50, {threads} of {artifact['runtime']}), "
         f"{speed} than the teacher",
@@ -92,16 +108,16 @@ def _times(ratio: float, better: str, worse: str) -> str:
     return f"{ratio:.1f} times {better}" if ratio >= 1 else f"{1 / ratio:.1f} times {worse}"
 
 
-def _budget(budget: dict[str, Any]) -> list[str]:
+def _budget(budget: dict[str, Any], shown: Callable[[float], str]) -> list[str]:
     said = []
     for name, verdict in budget.items():
         if isinstance(verdict, dict):
-            values = f"{_quantity(name, verdict['value'])} of {_quantity(name, verdict['limit'])}"
+            values = " of ".join(_quantity(name, verdict[key], shown) for key in ("value", "limit"))
             said.append(f"{name} {values}{'' if verdict['met'] else ' MISSED'}")
     return [f"budget   {'met' if budget['met'] else 'missed'}: {', '.join(said)}"] if said else []
 
 
-def _quantity(name: str, value: float) -> str:
+def _quantity(name: str, value: float, shown: Callable[[float], str]) -> str:
     if name == "latency":
         return format_seconds(value)
-    return percent(value) if name == "quality" else format_bytes(value)
+    return shown(value) if name == "quality" else format_bytes(value)

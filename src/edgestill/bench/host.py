@@ -105,7 +105,8 @@ def describe(
         rows = inputs[name]
         if id(rows) not in written:  # most artifacts share their samples, and may be sent far with them
             written[id(rows)] = folder / f"inputs-{len(written)}.npy"
-            np.save(written[id(rows)], np.asarray(rows, dtype=np.float32))
+            integers = np.issubdtype(np.asarray(rows).dtype, np.integer)
+            np.save(written[id(rows)], np.asarray(rows, dtype=np.int64 if integers else np.float32))
         described[name] = {
             "path": str(artifact.path),
             "runtime": str(artifact.runtime),

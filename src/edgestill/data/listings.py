@@ -1,6 +1,7 @@
 """Lists of image files and their labels: a csv with a header, or one JSON object a line."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def read_lists(files: list[Path]) -> tuple[list[str | None], list[Any] | None]:
     labels: list[Any] = []
     labelled = False
     for file in files:
-        columns, rows = (_csv if file.suffix.lower() == ".csv" else _jsonl)(file)
+        columns, rows = (read_csv if file.suffix.lower() == ".csv" else read_jsonl)(file)
         image = next((name for name in IMAGE_COLUMNS if name in columns), None)
         if image is None:
             came = ", ".join(columns) or "none"
@@ -41,21 +42,23 @@ def read_lists(files: list[Path]) -> tuple[list[str | None], list[Any] | None]:
     return paths, labels if labelled else None
 
 
-def _text(file: Path) -> list[str]:
+def read_text(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8-sig").splitlines(keepends=True)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from error
 
 
-def _csv(file: Path) -> tuple[list[str], list[Row]]:
-    reader = csv.reader(_text(file), strict=True)
+def read_csv(file: Path, *, header: bool = True, **form: Any) -> tuple[list[str], list[Row]]:
+    """Columns and rows of a csv file of some `form`; without a header, columns are called 0, 1, …"""
+    reader = csv.reader(read_text(file), strict=True, **form)
     try:
-        columns = [name.strip() for name in next(reader, [])]
+        first = next(reader, [])
+        columns = [name.strip() for name in first] if header else [str(place) for place in range(len(first))]
         if twice := [name for name in columns if columns.count(name) > 1]:
             raise UserError(f"{file} needs columns of different names; {twice[0]!r} stands there twice")
         rows = []
-        for cells in reader:
+        for cells in reader if header else itertools.chain([first], reader):
             if cells and len(cells) != len(columns):
                 raise UserError(
                     f"{file}: line {reader.line_num} needs {len(columns)} cells as the header has; {len(cells)} came"
@@ -67,9 +70,10 @@ def _csv(file: Path) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
-def _jsonl(file: Path) -> tuple[list[str], list[Row]]:
+def read_jsonl(file: Path) -> tuple[list[str], list[Row]]:
+    """Columns and rows of a file with one JSON object a line."""
     rows = []
-    for number, line in enumerate(_text(file), start=1):
+    for number, line in enumerate(read_text(file), start=1):
         try:
             row = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError) as error:

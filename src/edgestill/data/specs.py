@@ -6,7 +6,7 @@ a Hub id `owner/name` or `owner/name:split`; `file.py:function`.
 
 import glob
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,9 @@ def hub_id(spec: str) -> tuple[str, str | None] | None:
     return None if parts is None or _FILE_ENDING.search(parts["name"]) else (parts["name"], parts["split"])
 
 
-def splits_of(data: str | Path | Callable[[], Any], base: Path | None = None) -> dict[str, Any]:
+def splits_of(
+    data: str | Path | Callable[[], Any], base: Path | None = None, endings: Sequence[str] = (".parquet",)
+) -> dict[str, Any]:
     """The splits of the recipe's short form `data: DIR`: split name to what `load_splits` takes.
 
     Args:
@@ -67,6 +69,7 @@ def splits_of(data: str | Path | Callable[[], Any], base: Path | None = None) ->
             (also under `data/`), or with folders of those names; a Hub id; `file.py:function` or a function of no
             arguments that returns `{"train": (images, labels) or (images, labels, class names), "test": …}`.
         base: the folder that relative paths start from; the current one by default.
+        endings: of the files that may be splits.
 
     Raises:
         UserError: nothing is there, or no train or test split in it, with what was found.
@@ -85,7 +88,7 @@ def splits_of(data: str | Path | Callable[[], Any], base: Path | None = None) ->
                 f"{type(found).__name__} came"
             )
     elif Path(data).is_dir():
-        found = folder_splits(Path(data))
+        found = folder_splits(Path(data), endings)
     elif hub_id(data) and not glob.has_magic(data) and not exists(Path(data)):
         found = _hub_splits(data)
     else:
@@ -110,14 +113,15 @@ def called(function: str | Callable[[], Any]) -> Any:
         raise UserError(f"data {_name(function)} raised {type(error).__name__}: {error}") from error
 
 
-def folder_splits(folder: Path) -> dict[str, str]:
-    """The splits that the names of a folder's parquet files and subfolders tell, perhaps none."""
+def folder_splits(folder: Path, endings: Sequence[str] = (".parquet",)) -> dict[str, str]:
+    """The splits that the names of a folder's files (parquet unless told) and subfolders tell, perhaps none."""
     found: dict[str, str] = {}
     for split, names in SPLITS.items():
         for place in (folder, folder / "data"):
             for name in names:
-                if split not in found and any(place.glob(f"{name}*.parquet")):
-                    found[split] = str(Path(glob.escape(str(place))) / f"{name}*.parquet")
+                ending = next((ending for ending in endings if any(place.glob(f"{name}*{ending}"))), None)
+                if split not in found and ending is not None:
+                    found[split] = str(Path(glob.escape(str(place))) / f"{name}*{ending}")
                 elif split not in found and (place / name).is_dir():
                     found[split] = str(place / name)
     return found

@@ -72,32 +72,32 @@ def _read_files(spec: str, split: str, source: str, cache: Path) -> Split:
             raise UserError(
                 f"{source} holds the splits {', '.join(folder_splits(path))}: name one, as {path}/train*.parquet"
             )
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.exists() else _matches(spec)
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.exists() else matches(spec)
         lists = [file for file in files if file.suffix.lower() in ENDINGS]
         if lists and len(lists) < len(files):
             raise UserError(f"{source} needs files of one kind; {files[0].name} and others came: narrow the pattern")
         if lists:
             return _from_lists(files, source)
         with quiet(source):
-            table = _parquet(files, cache)
+            table = parquet(files, cache)
     if table is None:
         return Split(Encoded([], source), np.zeros(0, np.int64), None, source)
     return _from_table(table, source)
 
 
-def _matches(pattern: str) -> list[Path]:
+def matches(pattern: str) -> list[Path]:
     return sorted(Path(match) for match in glob.glob(pattern, recursive=True))
 
 
-def _parquet(files: list[Path], cache: Path) -> Any:
+def parquet(files: list[Path], cache: Path) -> Any:
     """All rows of the shards in the order of their names, or None where they have no rows."""
     import datasets
-    from pyarrow import parquet
+    from pyarrow import parquet as pyarrow_parquet
 
     filled = []
     for file in files:
         try:
-            metadata = parquet.read_metadata(file)
+            metadata = pyarrow_parquet.read_metadata(file)
             columns = metadata.schema.to_arrow_schema().names
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read as parquet: {one_line(error)}; copy it anew") from error

@@ -1,47 +1,12 @@
-"""Classification metrics. Shapes: N samples, B batch, K classes."""
+"""Classes and numbers: what is kept are the outputs themselves. N samples, K classes."""
 
-from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from edgestill.data.images import Images
-from edgestill.models import ImageInput, forward
-from edgestill.tasks.images import prepare
-
-Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-
-def predictor(module: nn.Module, device: torch.device) -> Predict:
-    """A predict function of a module: normalised inputs [B, C, H, W] -> logits [B, K], in evaluation mode."""
-    module.eval()
-
-    def predict(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            logits: NDArray[np.float32] = forward(module, torch.from_numpy(inputs).to(device)).float().cpu().numpy()
-        return logits
-
-    return predict
-
-
-def logits(
-    predict: Predict,
-    images: Images,
-    expected: ImageInput,
-    *,
-    batch_size: int = 64,
-    track: Callable[[Iterable[int], str, int], Iterable[int]] = lambda items, *_: items,
-    description: str = "",
-) -> NDArray[np.float32]:
-    """Logits [N, K] of every image, unaugmented, in order."""
-    rows = []
-    starts = range(0, len(images.labels), batch_size)
-    for start in track(starts, description, len(starts)):
-        indices = np.arange(start, min(start + batch_size, len(images.labels)))
-        rows.append(predict(inputs(images, indices, expected)))
-    return np.concatenate(rows)
+from edgestill.evaluate.metric import Metric
+from edgestill.tasks.samples import Samples
 
 
 def accuracy(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -50,6 +15,41 @@ def accuracy(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     return float((rows[labelled].argmax(1) == labels[labelled]).mean()) if labelled.any() else float("nan")
 
 
-def inputs(images: Images, indices: NDArray[np.int64], expected: ImageInput) -> NDArray[np.float32]:
-    """The chosen images as a model or artifact takes them: float32 [N, C, H, W]."""
-    return np.ascontiguousarray(prepare(torch.from_numpy(images.pixels[indices]), expected).numpy())
+def _kept(outputs: NDArray[np.float32], _samples: Samples, _rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    return outputs
+
+
+def _right(rows: NDArray[np.float32], samples: Samples) -> NDArray[np.float64]:
+    right = (rows.argmax(1) == samples.labels).astype(np.float64)
+    return np.where(samples.labels >= 0, right, np.nan)
+
+
+def _cross_entropies(rows: NDArray[np.float32], samples: Samples) -> NDArray[np.float64]:
+    """Of an unlabelled sample, that of the class which the rows name."""
+    shifted = rows.astype(np.float64) - rows.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1, keepdims=True)) - shifted
+    classes = np.where(samples.labels >= 0, samples.labels, rows.argmax(1))
+    chosen: NDArray[np.float64] = np.take_along_axis(losses, classes[:, None], 1)[:, 0]
+    return chosen
+
+
+def correlation(rows: NDArray[np.float32], values: NDArray[np.float32]) -> float:
+    """Pearson's, of outputs [N, 1] and known numbers [N] (NaN where unknown); 0 for outputs that are all the same."""
+    known = ~np.isnan(values)
+    found, true = rows[known, 0].astype(np.float64), values[known].astype(np.float64)
+    found, true = found - found.mean(), true - true.mean()
+    spread = float(np.sqrt((found**2).sum() * (true**2).sum()))
+    return float((found * true).sum()) / spread if spread else 0.0
+
+
+def _squares(rows: NDArray[np.float32], samples: Any) -> NDArray[np.float64]:
+    squares: NDArray[np.float64] = np.nan_to_num((rows[:, 0].astype(np.float64) - samples.texts.values) ** 2)
+    return squares
+
+
+ACCURACY = Metric(
+    "accuracy", _kept, lambda rows, samples: accuracy(rows, samples.labels), scores=_right, losses=_cross_entropies
+)
+CORRELATION = Metric(
+    "correlation", _kept, lambda rows, samples: correlation(rows, samples.texts.values), scores=None, losses=_squares
+)

@@ -26,10 +26,10 @@ def over_seeds(student: list[float], baseline: list[float]) -> Difference:
     return Difference(mean, (mean - half, mean + half), "seeds")
 
 
-def over_samples(student_right: NDArray[np.bool_], baseline_right: NDArray[np.bool_]) -> Difference:
-    """Normal interval of the paired difference in accuracy over test samples [N]: it holds for these two trainings, and
-    says nothing of other seeds."""
-    differences = student_right.astype(np.float64) - baseline_right.astype(np.float64)
+def over_samples(student: NDArray[np.generic], baseline: NDArray[np.generic]) -> Difference:
+    """Normal interval of the paired difference of scores over test samples [N], whose mean is the quality: it holds for
+    these two trainings, and says nothing of other seeds."""
+    differences = student.astype(np.float64) - baseline.astype(np.float64)
     mean = float(differences.mean())
     if len(differences) < 2:
         return Difference(mean, None, "test samples")

@@ -11,7 +11,7 @@ import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from edgestill.errors import UserError, first_line
 from edgestill.export.program import UnsupportedOperator, operator_in
 
 
-def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
+def export(module: nn.Module, example: Tensor, path: str | Path, names: Sequence[str] = ()) -> None:
     """Write `module`, as it answers in evaluation mode, to one ONNX file for the CPU: in float32, or, of a module with
     quantize and dequantize operators (`edgestill.quantize.integer`), as int8 with QuantizeLinear and DequantizeLinear.
 
     `example` is float32 [1 or more, ...]: its first axis is the batch and becomes dynamic, its other axes are fixed.
     The file's input is `input`, its output `logits`; weights lie inside, and no names of the exporting machine.
+    Of a text model `example` is int64 [1 or more, inputs, T] with an input for each of `names`: the module takes them
+    one by one, [B, T] each, and the length T becomes dynamic too.
     The module is left as it was, its training mode included. An interrupted export leaves no file.
 
     Raises UnsupportedOperator for an operator that ONNX lacks, UserError for a module whose operators depend on the
@@ -38,16 +40,19 @@ def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
     plain = copy.deepcopy(module).to("cpu", torch.float32).eval()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     # Two rows: torch.export may take an axis of size one for a constant.
-    rows = example[:1].detach().to("cpu", torch.float32).expand(2, *example.shape[1:]).contiguous()
+    rows = example[:1].detach().to("cpu").expand(2, *example.shape[1:]).contiguous()
+    inputs = rows.unbind(1) if names else (rows.float(),)
+    open_axes = dict.fromkeys(range(2 if names else 1), torch.export.Dim.DYNAMIC)
     try:
         with _quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 plain,
-                (rows,),
+                inputs,
                 dynamo=True,
-                input_names=["input"],
+                input_names=[*names] or ["input"],
                 output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                # a module that takes any number of inputs has one parameter for all of them
+                dynamic_shapes=(tuple(open_axes for _ in inputs),) if names else (open_axes,),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -61,7 +66,7 @@ def export(module: nn.Module, example: Tensor, path: str | Path) -> None:
         ) from error
     assert program is not None
     model = program.model_proto
-    _name_batch(model)
+    _name_axes(model)
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         _compact(model)
     _write(model, Path(path))
@@ -91,13 +96,17 @@ def quantize_dynamic(path: str | Path, output: str | Path) -> None:
         _write(model, Path(output))
 
 
-def write_empty(path: str | Path, example: Tensor) -> None:
-    """A file for inputs like `example` [1, ...] that answers with its input: what the runtime needs by itself."""
+def write_empty(path: str | Path, example: Tensor, names: Sequence[str] = ()) -> None:
+    """A file for inputs like `example`, as `export` takes it, that answers with its first input: what the runtime needs
+    by itself."""
     from onnx import TensorProto, helper
 
-    shape = ["batch", *example.shape[1:]]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("input", "output")]
-    graph = helper.make_graph([helper.make_node("Identity", ["input"], ["output"])], "empty", ends[:1], ends[1:])
+    kind = TensorProto.INT64 if names else TensorProto.FLOAT
+    shape = ["batch", "length"] if names else ["batch", *example.shape[1:]]
+    taken = [*names] or ["input"]
+    inputs = [helper.make_tensor_value_info(name, kind, shape) for name in taken]
+    output = helper.make_tensor_value_info("output", kind, shape)
+    graph = helper.make_graph([helper.make_node("Identity", taken[:1], ["output"])], "empty", inputs, [output])
     _write(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), Path(path))
 
 
@@ -122,13 +131,14 @@ def describe(path: str | Path) -> dict[str, Any]:
     return {"operators": dict(operators), "inputs": ends(graph.input), "outputs": ends(graph.output)}
 
 
-def _name_batch(model: Any) -> None:
-    """Call the first axis of the input, `s77` after torch.export, `batch` wherever it occurs."""
-    first = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+def _name_axes(model: Any) -> None:
+    """Call the open axes of the input, `s77` and the like after torch.export, `batch` and `length` throughout."""
+    axes = [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim[:2]]
     for value in [*model.graph.input, *model.graph.output]:
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = re.sub(rf"\b{re.escape(first)}\b", "batch", dim.dim_param)
+            for axis, name in zip(axes, ("batch", "length"), strict=False):
+                if axis and dim.dim_param:
+                    dim.dim_param = re.sub(rf"\b{re.escape(axis)}\b", name, dim.dim_param)
 
 
 def _compact(model: Any) -> None:

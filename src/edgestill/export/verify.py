@@ -45,16 +45,28 @@ def outputs(
 
 
 def parity(expected: np.ndarray, answers: Sequence[np.ndarray], path: str | Path) -> Parity:
-    """How far an artifact's `outputs` are from a model's, [N, C]. UserError where they have another shape."""
+    """How far an artifact's `outputs` are from a model's, [N, C], or [N, T, V] with a sample for each token. UserError
+    where they have another shape."""
     whole = answers[0]
     if whole.shape != expected.shape:
         raise UserError(f"{path} answers in shape {whole.shape}, its model in {expected.shape}: it is another model's")
     errors = [np.abs(answered - expected[: len(answered)]).max() for answered in answers]
     return Parity(
-        samples=len(expected),
+        samples=int(np.prod(expected.shape[:-1])),
         agreement=float((whole.argmax(-1) == expected.argmax(-1)).mean()),
         max_abs_error=float(np.max(errors)),
         divergence=_divergence(expected, whole),
+    )
+
+
+def together(parts: Sequence[Parity]) -> Parity:
+    """Of several sets of samples, as one."""
+    counts = [part.samples for part in parts]
+    return Parity(
+        samples=sum(counts),
+        agreement=float(np.average([part.agreement for part in parts], weights=counts)),
+        max_abs_error=float(np.max([part.max_abs_error for part in parts])),
+        divergence=float(np.average([part.divergence for part in parts], weights=counts)),
     )
 
 
@@ -76,12 +88,19 @@ def artifact_outputs(
 
 @torch.no_grad()
 def module_outputs(module: nn.Module, inputs: np.ndarray, batch: int = 64) -> np.ndarray:
-    """What a copy of `module` answers in evaluation mode, on the CPU in float32: [N, ...] -> [N, C]."""
+    """What a copy of `module` answers in evaluation mode, on the CPU in float32: [N, ...] -> [N, C]. Of texts
+    it takes int64 [N, inputs, T], its inputs one by one."""
     # one memory layout, whatever the training left: layouts round differently
     plain = copy.deepcopy(module).to("cpu", torch.float32).eval()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    rows = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
-    return torch.cat([plain(rows[i : i + batch]) for i in range(0, len(rows), batch)]).numpy()
+    rows = torch.split(torch.from_numpy(_as_taken(inputs)), batch)
+    return torch.cat([plain(*part.unbind(1)) if part.dtype == torch.int64 else plain(part) for part in rows]).numpy()
+
+
+def _as_taken(inputs: np.ndarray) -> np.ndarray:
+    """float32, or, of texts, int64 [N, inputs, T]."""
+    kind = np.int64 if np.issubdtype(inputs.dtype, np.integer) else np.float32
+    return np.ascontiguousarray(inputs, dtype=kind)
 
 
 @contextlib.contextmanager
@@ -116,7 +135,7 @@ def _refusals() -> Iterator[None]:
 
 
 def _answer(process: RuntimeProcess, folder: Path, inputs: np.ndarray, batch: int) -> np.ndarray:
-    np.save(folder / "inputs.npy", np.asarray(inputs, dtype=np.float32))
+    np.save(folder / "inputs.npy", _as_taken(inputs))
     with _refusals():
         process.ask(predict=str(folder / "inputs.npy"), output=str(folder / "outputs.npy"), batch=batch)
     return np.asarray(np.load(folder / "outputs.npy"))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from edgestill.losses.attention import attention_kl, attention_transfer
+from edgestill.losses.attention_relations import attention_relation
 from edgestill.losses.contrast import crd, noise_contrast
 from edgestill.losses.correlation import dist
 from edgestill.losses.decoupled import dkd, nkd
@@ -34,6 +35,7 @@ TERM_LOSSES: dict[str, Loss] = {
     "review": review,
     "attention_transfer": attention_transfer,
     "attention_kl": attention_kl,
+    "attention_relation": attention_relation,
     "sp": sp,
     "rkd": rkd,
     "pkt": pkt,
@@ -44,15 +46,20 @@ TERM_LOSSES: dict[str, Loss] = {
     "cwd": cwd,
 }
 
-CHANNEL_FREE = frozenset({attention_transfer, attention_kl, sp, rkd, pkt, cc, cka, nst})
+CHANNEL_FREE = frozenset({attention_transfer, attention_kl, attention_relation, sp, rkd, pkt, cc, cka, nst})
 """Losses that take student and teacher of different widths: they pool channels or heads away, or compare samples."""
+
+OF_SAMPLES = frozenset({sp, rkd, pkt, cc, cka, crd})
+"""Losses that compare the samples of a batch with each other: of a text, they take the mean of its tokens."""
 
 __all__ = [
     "CHANNEL_FREE",
+    "OF_SAMPLES",
     "SOFT_LOSSES",
     "TERM_LOSSES",
     "Loss",
     "attention_kl",
+    "attention_relation",
     "attention_transfer",
     "binary_kl",
     "cc",

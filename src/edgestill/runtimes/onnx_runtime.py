@@ -2,8 +2,9 @@
 
     predict = load("student.onnx", threads=1)
     logits = predict(images)                 # float32 [B, ...] -> the file's first output [B, ...]
+    logits = predict(tokens)                 # int64 [B, inputs, T]: a row for each of the file's inputs, in its order
 
-Shapes: B batch.
+Shapes: B batch, T tokens.
 """
 
 import os
@@ -33,7 +34,8 @@ RUNTIME_ERRORS = (
 
 
 def load(path: str | os.PathLike[str], threads: int = 1, optimize: bool = True) -> Predict:
-    """A function from float32 [B, ...] to the file's first output, on the CPU with `threads` threads.
+    """A function from float32 [B, ...], or int64 [B, inputs, T], to the file's first output, on the CPU with `threads`
+    threads.
 
     `optimize=False` runs the graph as it is written. On x86 without VNNI that is the int8 answer of the device:
     the fused int8 kernels saturate there.
@@ -55,14 +57,18 @@ def load(path: str | os.PathLike[str], threads: int = 1, optimize: bool = True) 
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:
         raise ValueError(f"{os.fspath(path)} is not a complete ONNX file for {RUNTIME}: {_first_line(error)}") from None
-    expected, output = session.get_inputs()[0], session.get_outputs()[0].name
+    taken, output = session.get_inputs(), session.get_outputs()[0].name
 
     def predict(inputs: np.ndarray) -> np.ndarray:
-        rows = np.ascontiguousarray(inputs, dtype=np.float32)
+        if np.issubdtype(inputs.dtype, np.integer):
+            rows = [np.ascontiguousarray(inputs[:, place], dtype=np.int64) for place in range(inputs.shape[1])]
+        else:
+            rows = [np.ascontiguousarray(inputs, dtype=np.float32)]
         try:
-            return np.asarray(session.run([output], {expected.name: rows})[0])
-        except RUNTIME_ERRORS as error:
-            shapes = f"it takes inputs of shape {_shape(expected.shape)}, came {_shape(rows.shape)}"
+            return np.asarray(session.run([output], {end.name: row for end, row in zip(taken, rows)})[0])  # noqa: B905
+        except (*RUNTIME_ERRORS, ValueError) as error:  # the latter where an input is missing
+            expected = " and ".join(_shape(end.shape) for end in taken)
+            shapes = f"it takes inputs of shape {expected}, came {' and '.join(_shape(row.shape) for row in rows)}"
             raise ValueError(f"{os.fspath(path)} could not be run; {shapes}: {_first_line(error)}") from None
 
     return predict

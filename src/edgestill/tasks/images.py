@@ -1,6 +1,6 @@
 """Batches of images. Shapes: B batch, C channels, H height, W width, K classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional
 from edgestill.data.images import Images, spaced
 from edgestill.data.views import augment, uniform
 from edgestill.models import ImageInput
+from edgestill.tasks.samples import Counts
 
 _MIXUP = 2  # the stream of `uniform` that mixup draws from; the views use others
 
@@ -35,11 +36,9 @@ class Batch:
     indices: NDArray[np.int64]
     mask: Tensor | None = None
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Labelled samples and all samples."""
+    def counts(self, expected: ImageInput) -> Counts:
         labelled = self.labels >= 0 if self.mask is None else self.mask
-        return int(labelled.sum()), len(self.indices)
+        return Counts(int(labelled.sum()), len(self.indices), len(self.indices))
 
     def pieces(self, number: int) -> list["Batch"]:
         """The batch in `number` nearly equal pieces, fewer where it has fewer samples."""
@@ -49,8 +48,59 @@ class Batch:
             for cut in cuts
         ]
 
-    def inputs(self, expected: ImageInput, device: torch.device) -> Tensor:
-        return prepare(self.pixels.to(device, non_blocking=True), expected)
+    def inputs(self, expected: ImageInput, where: torch.device) -> Tensor:
+        return prepare(self.pixels.to(where, non_blocking=True), expected)
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+    def valid(self, expected: ImageInput, where: torch.device) -> None:
+        """Images have no padding."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSamples:
+    """A split of images, with the views that its batches come in."""
+
+    images: Images
+    views: Views = Views()
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.images.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.images.classes
+
+    @property
+    def fingerprint(self) -> str:
+        return self.images.fingerprint
+
+    @property
+    def source(self) -> str:
+        return self.images.source
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def at(self, rows: NDArray[np.int64], fingerprint: str) -> "ImageSamples":
+        return replace(self, images=self.images.at(rows, fingerprint))
+
+    def with_labels(self, labels: NDArray[np.int64], fingerprint: str) -> "ImageSamples":
+        return replace(self, images=self.images.with_labels(labels, fingerprint))
+
+    def batch(
+        self, indices: NDArray[np.int64], epochs: NDArray[np.int64], seed: int, partners: NDArray[np.int64] | None
+    ) -> Batch:
+        return batch(self.images, indices, epochs, self.views, seed, partners)
+
+    def inputs(self, indices: NDArray[np.int64], expected: ImageInput) -> NDArray[np.float32]:
+        """float32 [B, C, H, W], normalised."""
+        return np.ascontiguousarray(prepare(torch.from_numpy(self.images.pixels[indices]), expected).numpy())
+
+    def sizes(self, expected: ImageInput) -> NDArray[np.int64]:
+        return np.zeros(len(self), np.int64)
 
 
 def batch(

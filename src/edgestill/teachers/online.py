@@ -7,7 +7,7 @@ import torch
 from edgestill.models import Model, forward, to_device
 from edgestill.signals import Signal
 from edgestill.taps import record
-from edgestill.tasks.images import Batch
+from edgestill.tasks.samples import Batch
 
 
 class OnlineTeacher:
@@ -21,5 +21,5 @@ class OnlineTeacher:
         inputs = batch.inputs(self.model.input, self.device)
         autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
         with torch.no_grad(), autocast, record(self.model.module, taps) as recorded:
-            logits = forward(self.model.module, inputs)
+            logits = batch.answers(forward(self.model.module, inputs))
         return Signal(logits, recorded)

@@ -1,0 +1,29 @@
+"""Recipe -> parts. The only place that unpacks a Recipe: everything behind it takes plain values."""
+
+from edgestill.assemble.data import Splits
+from edgestill.assemble.job import (
+    BASELINE,
+    QUANTIZED,
+    SCRATCH,
+    SIMILARITY_SAMPLES,
+    STUDENT,
+    TEACHER,
+    Job,
+    cpu_threads,
+)
+from edgestill.assemble.terms import with_measured_maps
+from edgestill.assemble.whole import assemble
+
+__all__ = [
+    "BASELINE",
+    "QUANTIZED",
+    "SCRATCH",
+    "SIMILARITY_SAMPLES",
+    "STUDENT",
+    "TEACHER",
+    "Job",
+    "Splits",
+    "assemble",
+    "cpu_threads",
+    "with_measured_maps",
+]

@@ -1,0 +1,141 @@
+"""The splits that a recipe names."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgestill.data.sources import load_splits, splits_of
+from edgestill.data.splitting import Samples as Split
+from edgestill.data.splitting import check_apart, hold_out, keep_labels
+from edgestill.data.texts import ENDINGS, Texts, load_texts
+from edgestill.errors import UserError
+from edgestill.models import TextInput
+from edgestill.recipe import IMAGES, Recipe
+from edgestill.tasks.images import ImageSamples, Views
+from edgestill.tasks.samples import Samples
+from edgestill.tasks.sequences import Sequences
+from edgestill.tasks.tokens import packed
+from edgestill.train import Track
+
+_log = logging.getLogger("edgestill")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a run. `train` has the labels that the arms see, `fit` those that a fitted teacher sees; `skipped`
+    counts, by split as it was read, the broken images that were left out."""
+
+    train: Samples
+    fit: Samples
+    validation: Samples
+    test: Samples
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def image_splits(recipe: Recipe, track: Track) -> Splits:
+    data, views = recipe.data, recipe.train.views
+    loaded = load_splits(_named(recipe), size=data.size, workers=data.workers, on_error=data.on_error, track=track)
+    skipped = {name: len(images.skipped) for name, images in loaded.items() if images.skipped}
+    for name, count in skipped.items():
+        first = "; ".join(loaded[name].skipped[:3]) + ("; …" if count > 3 else "")
+        _log.warning("edgestill: %d broken images of the %s split are left out: %s", count, name, first)
+    fit, validation = _labelled(recipe, loaded)
+    if len(fit.classes) < 2:
+        raise UserError(
+            f"data: at least two classes are needed; there is {', '.join(map(repr, fit.classes)) or 'none'}"
+        )
+    train = fit if data.labels_per_class is None else keep_labels(fit, data.labels_per_class, seed=0)
+    seen = Views(views.crop, views.flip, views.policy, recipe.train.mixup)
+    return Splits(
+        ImageSamples(train, seen),
+        ImageSamples(fit, replace(seen, mixup=0.0)),
+        ImageSamples(validation),
+        ImageSamples(loaded["test"]),
+        skipped,
+    )
+
+
+def load_text_splits(recipe: Recipe) -> dict[str, Texts]:
+    """The splits of texts as they are read."""
+    label = recipe.data.label if recipe.task == "text-classification" else "none"
+    return load_texts(
+        _named(recipe, ENDINGS),
+        columns={str(name): column for name, column in recipe.data.columns.items()},
+        label=label,
+    )
+
+
+def sequence_splits(recipe: Recipe, loaded: dict[str, Texts]) -> Splits:
+    """Texts with a label each."""
+    fit, validation = _labelled(recipe, loaded)
+    if recipe.data.label == "class" and len(fit.classes) < 2:
+        raise UserError(
+            f"data: at least two classes are needed; there is {', '.join(map(repr, fit.classes)) or 'none'}"
+        )
+    kept = recipe.data.labels_per_class
+    train = fit if kept is None else keep_labels(fit, kept, seed=0)
+    sequences = Sequences(fit)
+    return Splits(
+        sequences if train is fit else Sequences(train), sequences, Sequences(validation), Sequences(loaded["test"])
+    )
+
+
+def block_splits(recipe: Recipe, loaded: dict[str, Texts], expected: TextInput, vocabulary: int) -> Splits:
+    """Texts packed into blocks of tokens."""
+    blocks = {name: replace(packed(texts, expected), vocabulary=vocabulary) for name, texts in loaded.items()}
+    for name, split in blocks.items():
+        if name != "train" and not len(split):
+            raise UserError(f"data: the {name} split has no two tokens to learn from: {split.source}")
+    needed = recipe.train.batch_size
+    if len(blocks["train"]) < needed:
+        raise UserError(
+            f"data: the training split packs to {len(blocks['train'])} blocks of {expected.length} tokens, less than a "
+            f"batch of {needed}: give more text, or lower data.length or train.batch_size"
+        )
+    check_apart(blocks)
+    if "validation" in blocks:
+        return Splits(blocks["train"], blocks["train"], blocks["validation"], blocks["test"])
+    train, validation = hold_out(blocks["train"], float(recipe.data.validation), seed=0)
+    return Splits(train, train, validation, blocks["test"])
+
+
+def _named(recipe: Recipe, endings: Sequence[str] = (".parquet",)) -> dict[str, Any]:
+    """Where each split is."""
+    data = recipe.data
+    named: dict[str, Any] = {"train": data.train, "test": data.test}
+    if data.source is not None:
+        named = splits_of(data.source, Path(os.sep), endings)
+    for needed in ("train", "test"):
+        if needed not in named:
+            raise UserError(f"data: {data.source} has no {needed} split; it has {', '.join(named) or 'none'}")
+    if isinstance(data.validation, str):
+        named["validation"] = data.validation
+    return {name: named[name] for name in ("train", "validation", "test") if name in named}
+
+
+Some = TypeVar("Some", bound=Split)
+
+
+def _labelled(recipe: Recipe, loaded: Mapping[str, Some]) -> tuple[Some, Some]:
+    """Training and validation split, where each split has the labels that it needs."""
+    folders = ", or a folder for each class" if recipe.task in IMAGES else ""
+    if not (loaded["train"].labels >= 0).any():
+        raise UserError(
+            "data: the training split has no labels; at least some are needed, for the baseline and finetuning: "
+            f"{loaded['train'].source} needs a column 'label'{folders}"
+        )
+    if "validation" in loaded:
+        fit, validation = loaded["train"], loaded["validation"]
+    else:
+        fit, validation = hold_out(loaded["train"], float(recipe.data.validation), seed=0)
+    for name, samples in (("validation", validation), ("test", loaded["test"])):
+        if not (samples.labels >= 0).any():
+            raise UserError(
+                f"data: the {name} split has no labels; it is what quality is measured on: {samples.source} needs a "
+                f"column 'label'{folders}"
+            )
+    check_apart(loaded)
+    return fit, validation

@@ -1,0 +1,140 @@
+"""The models that a recipe names."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from edgestill.errors import UserError, first_line
+from edgestill.models import (
+    Head,
+    ImageInput,
+    Model,
+    TextInput,
+    example,
+    forward,
+    load_model,
+    load_text_model,
+    select_classes,
+)
+from edgestill.recipe import FromTeacher, Recipe
+from edgestill.recipe import Student as StudentSection
+from edgestill.recipe import Teacher as TeacherSection
+from edgestill.students.depth import blocks_of, kept_blocks, shallower
+
+_log = logging.getLogger("edgestill")
+
+
+def selected(section: TeacherSection, teacher: Model, classes: Sequence[str]) -> Model:
+    """The teacher with those of its outputs that stand for the data's classes."""
+    if section.classes is None:
+        return teacher
+    outputs = _outputs("teacher", teacher)
+    if len(section.classes) != len(classes) or max(section.classes) >= outputs:
+        raise UserError(
+            f"teacher.classes: needs one of the teacher's outputs 0…{outputs - 1} for each of the data's "
+            f"{len(classes)} classes; {len(section.classes)} came, the largest {max(section.classes)}"
+        )
+    select_classes(teacher.module, section.classes)
+    return teacher
+
+
+def image_model(section: TeacherSection | StudentSection, classes: int | None, default: ImageInput) -> Model:
+    assert section.model is not None
+    return load_model(
+        section.model,
+        classes=classes,
+        default=default,
+        options=section.options,
+        weights=section.weights,
+        mean=section.input.mean,
+        std=section.input.std,
+        size=section.input.size,
+        trust_remote_code=section.trust_remote_code,
+    )
+
+
+def _outputs(role: str, model: Model) -> int:
+    """How many classes a model puts out; UserError where it does not take the images or puts out something else."""
+    try:
+        with torch.no_grad():
+            shape = forward(model.module.eval(), example(model.input, 2)).shape
+    except Exception as error:
+        size = model.input
+        sized = "token ids" if isinstance(size, TextInput) else f"images of {size.channels}×{size.size}×{size.size}"
+        raise UserError(f"the {role} {model.spec} does not take {sized}: {first_line(error)}") from error
+    if len(shape) != 2:
+        raise UserError(f"the {role} {model.spec} puts out {[*shape[1:]]}, not one number a class")
+    return shape[1]
+
+
+def check_outputs(role: str, model: Model, classes: Sequence[str]) -> None:
+    """UserError for a model that does not put out one number for each of `classes`, or has nothing to learn."""
+    outputs = _outputs(role, model)
+    if model.parameters == 0:
+        raise UserError(f"the {role} {model.spec} has no parameters: there is nothing to learn or to keep")
+    if outputs != len(classes):
+        remedy = ": name those that stand for them in teacher.classes" if role == "teacher" else ""
+        raise UserError(
+            f"class counts differ: the {role} {model.spec} puts out {outputs}, "
+            f"the data has {len(classes)} classes{remedy}"
+        )
+
+
+def text_model(
+    recipe: Recipe, section: TeacherSection | StudentSection, classes: Sequence[str], tokenizer: Any
+) -> Model:
+    assert section.model is not None
+    return load_text_model(
+        section.model,
+        head=head(recipe),
+        classes=classes,
+        pairs="text_pair" in recipe.data.columns,
+        length=recipe.data.length,
+        options=section.options,
+        weights=section.weights,
+        tokenizer=tokenizer,
+        trust_remote_code=section.trust_remote_code,
+    )
+
+
+def head(recipe: Recipe) -> Head:
+    """What the models of a text task put out."""
+    if recipe.task == "language-modeling":
+        return "tokens"
+    return "number" if recipe.data.label == "number" else "classes"
+
+
+def from_teacher(section: FromTeacher, teacher: Model, weights: bool = True) -> Model:
+    """The student of some of the teacher's blocks."""
+    probe = example(teacher.input, 2)
+    module = teacher.module.to("cpu")
+    kept = kept_blocks(len(blocks_of(module, probe)), section.depth, section.keep)
+    student = shallower(module, probe, kept, weights=weights)
+    return replace(teacher, module=student, spec=f"{teacher.spec}, blocks {', '.join(map(str, kept))}", options={})
+
+
+def shared_vocabulary(teacher: Model, student: Model) -> int:
+    """How many ids both models put out logits for. UserError unless their tokenizers are one and the same, but for ids
+    that stand for nothing, with which a vocabulary is padded."""
+    sizes = [forward(model.module.eval(), example(model.input, 2)).shape[-1] for model in (teacher, student)]
+    inputs = [model.input for model in (teacher, student)]
+    assert isinstance(inputs[0], TextInput)
+    assert isinstance(inputs[1], TextInput)
+    own = [expected.tokenizer.get_vocab() for expected in inputs if isinstance(expected, TextInput)]
+    if own[0] != own[1] or max(own[0].values()) >= min(sizes):
+        kinds = [type(expected.tokenizer).__name__ for expected in inputs if isinstance(expected, TextInput)]
+        raise UserError(
+            f"vocabularies differ: the teacher {teacher.spec} has {len(own[0]):,} tokens ({kinds[0]}) and {sizes[0]:,} "
+            f"logits, the student {student.spec} {len(own[1]):,} ({kinds[1]}) and {sizes[1]:,}; token by token, a "
+            "student learns from a teacher of its own tokenizer alone: take a student of the teacher's family, or "
+            "student.from_teacher"
+        )
+    if sizes[0] != sizes[1]:
+        _log.warning(
+            "edgestill: the teacher puts out %d logits, the student %d, for one tokenizer: the %d that both have count",
+            *sizes, min(sizes),
+        )  # fmt: skip
+    return min(sizes)

@@ -1,0 +1,40 @@
+"""A model from a spec, what it expects of its input, its weights, and the folder that a student is saved to."""
+
+from edgestill.models.loading import load_model
+from edgestill.models.model import (
+    Expected,
+    ImageInput,
+    Model,
+    as_inputs,
+    example,
+    flops,
+    forward,
+    plain_logits,
+    select_classes,
+    to_device,
+)
+from edgestill.models.saving import STUDENT_FILE, save_student
+from edgestill.models.text_input import Encoded, TextInput
+from edgestill.models.texts import Head, load_text_model
+from edgestill.models.weights import load_weights
+
+__all__ = [
+    "STUDENT_FILE",
+    "Encoded",
+    "Expected",
+    "Head",
+    "ImageInput",
+    "Model",
+    "TextInput",
+    "as_inputs",
+    "example",
+    "flops",
+    "forward",
+    "load_model",
+    "load_text_model",
+    "load_weights",
+    "plain_logits",
+    "save_student",
+    "select_classes",
+    "to_device",
+]

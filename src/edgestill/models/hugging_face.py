@@ -1,0 +1,110 @@
+"""Models from Hugging Face folders and ids."""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from edgestill.errors import UserError, first_line
+from edgestill.models.model import ImageInput
+
+
+def transformers() -> Any:
+    """The library, without its bars: they are ours to draw, and --quiet draws none."""
+    try:
+        import transformers as library
+        from transformers.utils import logging as hf_logging
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"hf: models need transformers (pip install 'edgestill[transformers]'): {first_line(error)}"
+        ) from error
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return library
+
+
+@contextmanager
+def _explained(name: str, what: str) -> Iterator[None]:
+    """What fails while a model is read, in one line."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{name} holds more than plain weights; only tensors are loaded, never code: save it as safetensors"
+        ) from error
+    except SafetensorError as error:
+        raise UserError(f"{name} holds no readable weights file: {first_line(error)}; copy it anew") from error
+    except Exception as error:
+        _refuse_remote_code(name, error)
+        raise UserError(f"no Hugging Face {what} {name!r}: {first_line(error)}") from error
+
+
+def text_model(
+    name: str, head: str, classes: Sequence[str], options: dict[str, Any], trust: bool
+) -> tuple[nn.Module, Any]:
+    """A text model with its tokenizer, as it is saved; without a classifier, with a new one for `classes`."""
+    library = transformers()
+    verbosity = library.utils.logging.get_verbosity()
+    library.utils.logging.set_verbosity_error()  # a new classifier is no warning: whether it is fitted is checked
+    try:
+        with _explained(name, "text model"):
+            config = library.AutoConfig.from_pretrained(name, trust_remote_code=trust)
+            if head == "tokens":
+                kind, more = library.AutoModelForCausalLM, {}
+            else:
+                kind, more = library.AutoModelForSequenceClassification, _labels(config, head, classes)
+            # Neither the file's own precision: training is in float32.
+            module = kind.from_pretrained(name, trust_remote_code=trust, **more, **options).float()
+        with _explained(name, "tokenizer beside the model"):
+            tokenizer = library.AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+    finally:
+        library.utils.logging.set_verbosity(verbosity)
+    return module, tokenizer
+
+
+def _labels(config: Any, head: str, classes: Sequence[str]) -> dict[str, Any]:
+    """What a classifier is made with where the saved model has none."""
+    if any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
+        return {}
+    if head == "number":
+        return {"num_labels": 1, "problem_type": "regression"}
+    numbered = dict(enumerate(classes))
+    return {"num_labels": len(classes), "id2label": numbered, "label2id": {name: n for n, name in numbered.items()}}
+
+
+def image_classifier(
+    name: str, options: dict[str, Any], default: ImageInput, trust: bool
+) -> tuple[nn.Module, ImageInput]:
+    library = transformers()
+    with _explained(name, "image classifier"):
+        # Neither None, which asks on a terminal, nor the file's own precision: training is in float32.
+        kind = library.AutoModelForImageClassification
+        module = kind.from_pretrained(name, trust_remote_code=trust, **options).float()
+    size = getattr(module.config, "image_size", None)
+    declared = replace(
+        default,
+        channels=getattr(module.config, "num_channels", default.channels),
+        size=(size if isinstance(size, int) else size[0]) if size else default.size,
+    )
+    try:
+        processor = library.AutoImageProcessor.from_pretrained(name, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        _refuse_remote_code(name, error)
+        return module, declared  # a folder without preprocessor_config.json: the data's normalisation holds
+    sides = getattr(processor, "crop_size", None) or getattr(processor, "size", None)
+    if sides and not size:
+        declared = replace(declared, size=sides.get("height") or sides.get("shortest_edge") or default.size)
+    if processor.image_mean and processor.image_std:
+        declared = replace(declared, mean=tuple(processor.image_mean), std=tuple(processor.image_std))
+    return module, declared
+
+
+def _refuse_remote_code(name: str, error: Exception) -> None:
+    if "trust_remote_code" in str(error):
+        raise UserError(
+            f"the Hugging Face model {name!r} brings code of its own, which is not run unless the recipe says "
+            "`trust_remote_code: true` beside `model`; read the code first"
+        ) from error

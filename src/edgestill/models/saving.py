@@ -1,0 +1,49 @@
+"""A student's folder, which loads without edgestill."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from edgestill.models.model import Expected, Model
+from edgestill.models.text_input import TextInput
+
+STUDENT_FILE = "edgestill.json"
+
+
+def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
+    """Writes a folder that loads without edgestill: safetensors with the model's file or timm name, or a Hugging Face
+    folder; beside it edgestill.json with the input's normalisation and the class names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = model.spec
+    if isinstance(model.input, TextInput):
+        model.input.tokenizer.save_pretrained(folder)
+    if spec.startswith("hf:") or (isinstance(model.input, TextInput) and hasattr(model.module, "save_pretrained")):
+        model.module.save_pretrained(folder)  # type: ignore[operator]
+        spec = "hf:."
+    else:
+        # clones: safetensors refuses tensors that share memory, as tied weights do
+        state = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in model.module.state_dict().items()
+        }
+        save_file(state, folder / "model.safetensors")
+    if ".py:" in spec:
+        path, _, function = spec.rpartition(":")
+        if model.source is None:
+            shutil.copyfile(path, folder / "model.py")
+        else:
+            (folder / "model.py").write_text(model.source, encoding="utf-8")
+        spec = f"model.py:{function}"
+    about = {"model": spec, "options": model.options, "input": _written(model.input), "classes": list(classes)}
+    (folder / STUDENT_FILE).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _written(expected: Expected) -> dict[str, Any]:
+    if isinstance(expected, TextInput):  # the tokenizer lies beside it
+        return {"length": expected.length, "names": list(expected.names)}
+    return asdict(expected)

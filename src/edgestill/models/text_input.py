@@ -1,0 +1,105 @@
+"""What a text model expects, and texts as it takes them. N samples, T tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgestill.errors import UserError
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as token ids, one after another.
+
+    Attributes:
+        ids: int32, those of sample i at `starts[i]:starts[i + 1]`.
+        starts: int64 [N + 1].
+        types: uint8 beside the ids: which of two sentences a token is of; None for single ones.
+        cut: how many samples were longer than allowed.
+    """
+
+    ids: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+    types: npt.NDArray[np.uint8] | None
+    cut: int
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """What a text model expects: token ids of its own tokenizer, at most `length` of them.
+
+    Attributes:
+        names: the model's inputs, in the order in which an artifact takes them.
+        fingerprint: of the tokenizer: equal where two split texts alike.
+    """
+
+    tokenizer: Any = field(repr=False, compare=False)
+    length: int
+    names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def padding(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
+        """Texts, or pairs of them, as the model takes them: with its special tokens, cut to `length`."""
+        if not len(texts):
+            return Encoded(np.zeros(0, np.int32), np.zeros(1, np.int64), None, 0)
+        batch = self.tokenizer(
+            list(texts),
+            None if pairs is None else list(pairs),
+            truncation=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        rows, kinds, cut = batch["input_ids"], batch.get("token_type_ids"), 0
+        long = [row for row, ids in enumerate(rows) if len(ids) > self.length]
+        if long:
+            shorter = self.tokenizer(
+                [texts[row] for row in long],
+                None if pairs is None else [pairs[row] for row in long],
+                truncation=True,
+                max_length=self.length,
+            )
+            for place, row in enumerate(long):
+                rows[row] = shorter["input_ids"][place]
+                if kinds is not None:
+                    kinds[row] = shorter["token_type_ids"][place]
+            cut = len(long)
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])]).astype(np.int64)
+        types = None if kinds is None or pairs is None else np.concatenate(kinds).astype(np.uint8)
+        return Encoded(np.concatenate(rows).astype(np.int32), starts, types, cut)
+
+    def plain(self, texts: Sequence[str]) -> tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int64]]]:
+        """The token ids of each text, without special tokens and uncut; and how many bytes of UTF-8 each token ends.
+
+        Raises UserError for a tokenizer that does not say what of the text its tokens are."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise UserError(f"{type(self.tokenizer).__name__} does not say where its tokens end: take the fast one")
+        made = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        ids, sizes = [], []
+        for text, row, spans in zip(texts, made["input_ids"], made["offset_mapping"], strict=True):
+            points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+            before = np.concatenate([[0], np.cumsum(1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF))])
+            ends = np.asarray(spans, np.int64).reshape(-1, 2)[:, 1]
+            if len(ends):
+                ends[-1] = len(points)  # what stands behind the last token, a space perhaps, is of the text too
+            ids.append(np.asarray(row, np.int32))
+            sizes.append(np.diff(before[np.maximum.accumulate(ends)], prepend=0) if len(ends) else ends)
+        return ids, sizes

@@ -1,0 +1,122 @@
+"""Text models: from a Hugging Face folder or id, or from a function; each with its tokenizer. N samples, T tokens."""
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from edgestill.errors import UserError, first_line
+from edgestill.functions import load_function
+from edgestill.models.hugging_face import text_model
+from edgestill.models.model import Model
+from edgestill.models.saving import STUDENT_FILE
+from edgestill.models.text_input import INPUTS, TextInput
+from edgestill.models.weights import load_weights, refuse_nonfinite
+from edgestill.paths import exists
+
+Head = Literal["classes", "number", "tokens"]
+"""What a text model puts out: a logit a class, one number, or logits over the vocabulary for each token."""
+LENGTH = {"classes": 512, "number": 512, "tokens": 256}
+"""Tokens of a sample where neither the recipe nor the model says fewer."""
+
+
+def load_text_model(
+    spec: str,
+    *,
+    head: Head,
+    classes: Sequence[str] = (),
+    pairs: bool = False,
+    length: int | None = None,
+    options: dict[str, Any] | None = None,
+    weights: str | Path | None = None,
+    tokenizer: Any = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """A text model from its spec, in float32.
+
+    Args:
+        spec: `hf:folder-or-id`; `file.py:function`, which returns a module or a module and its tokenizer, and is called
+            with `options`, and with `num_classes` and `vocab_size` where it takes them; or a folder of `save_student`.
+        head: what it puts out. A Hugging Face model without a classifier gets one, which is still to be fitted.
+        classes: names of the data's classes, for such a classifier.
+        pairs: whether samples are two texts.
+        length: most tokens of a sample, in place of what the model allows.
+        weights: safetensors or a plain state dict.
+        tokenizer: for a function that returns none.
+        trust_remote_code: whether an `hf:` model may run the code that it brings along.
+
+    Raises UserError for a model without a tokenizer, or with one that has more ids than the model has embeddings.
+    """
+    options = dict(options or {})
+    outputs = 1 if head == "number" else len(classes)
+    if exists(Path(spec) / STUDENT_FILE):
+        spec = f"hf:{spec}"
+    if spec.startswith("hf:"):
+        module, own = text_model(spec[3:], head, classes, options, trust_remote_code)
+    elif ".py:" in spec:
+        module, own = _from_function(spec, options, outputs, tokenizer)
+    else:
+        raise UserError(f"no text model {spec!r}: it is hf:FOLDER-OR-ID, file.py:function, or a student's folder")
+    tokenizer = own or tokenizer
+    if tokenizer is None:
+        raise UserError(f"{spec} comes without a tokenizer: let the function return (module, tokenizer)")
+    if weights is not None:
+        load_weights(module, Path(weights))
+    elif spec.startswith("hf:"):
+        refuse_nonfinite(module, module.state_dict(), spec)
+    return Model(module, spec, options, text_input(module, tokenizer, spec, LENGTH[head], pairs, length))
+
+
+def text_input(module: nn.Module, tokenizer: Any, spec: str, usual: int, pairs: bool, length: int | None) -> TextInput:
+    """What a module with a tokenizer expects. UserError where the two do not belong together."""
+    config: Any = getattr(module, "config", None)
+    rows = _embeddings(module)
+    if rows is not None and len(tokenizer) > rows:
+        raise UserError(
+            f"{spec}: its tokenizer ({type(tokenizer).__name__}) has {len(tokenizer):,} ids, the model embeds "
+            f"{rows:,}: it is another model's; save the right one beside the model"
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"{spec}: its tokenizer has neither a padding nor an end-of-text token: give it one")
+        tokenizer.pad_token = tokenizer.eos_token
+    if config is not None and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    most = min(int(tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", None) or 2**31))
+    if length is not None and length > most:
+        raise UserError(f"data.length: {spec} takes at most {most} tokens; {length} came")
+    taken = inspect.signature(module.forward).parameters
+    names = tuple(name for name in INPUTS if name in taken and (name != "token_type_ids" or pairs))
+    return TextInput(tokenizer, length or min(usual, most), names, _fingerprint(tokenizer))
+
+
+def _from_function(spec: str, options: dict[str, Any], outputs: int, tokenizer: Any) -> tuple[nn.Module, Any]:
+    function = load_function(spec)
+    taken = inspect.signature(function).parameters
+    given = {"num_classes": outputs, "vocab_size": len(tokenizer) if tokenizer is not None else None}
+    arguments = {name: value for name, value in given.items() if name in taken and value is not None} | options
+    try:
+        made = function(**arguments)
+    except Exception as error:
+        raise UserError(f"{spec} cannot be called with {arguments}: {first_line(error)}") from error
+    options |= arguments  # what a saved student is built with again
+    module, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{spec} must return a torch.nn.Module, or one and its tokenizer; {type(module).__name__} came")
+    return module, own
+
+
+def _embeddings(module: nn.Module) -> int | None:
+    """How many ids a model has embeddings for."""
+    find = getattr(module, "get_input_embeddings", None)
+    table = find() if find is not None else None
+    return table.num_embeddings if isinstance(table, nn.Embedding) else None
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(f"{text}{tokenizer.special_tokens_map}".encode(), digest_size=16).hexdigest()

@@ -1,0 +1,24 @@
+"""The recipe: everything that a run is told, as plain typed values. No torch, so that a typo is refused at once."""
+
+from edgestill.recipe.sections import FromTeacher, Phase, Student, Teacher, Term
+from edgestill.recipe.values import EMULATED, FORMATS, IMAGES, RUNTIMES, SOFT_LOSSES, TERM_LOSSES, TRAINED
+from edgestill.recipe.whole import Recipe, dump, load_recipe, validate
+
+__all__ = [
+    "EMULATED",
+    "FORMATS",
+    "IMAGES",
+    "RUNTIMES",
+    "SOFT_LOSSES",
+    "TERM_LOSSES",
+    "TRAINED",
+    "FromTeacher",
+    "Phase",
+    "Recipe",
+    "Student",
+    "Teacher",
+    "Term",
+    "dump",
+    "load_recipe",
+    "validate",
+]

@@ -1,0 +1,304 @@
+"""The sections of a recipe, each with its defaults."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    model_validator,
+)
+
+from edgestill.recipe.values import (
+    SOFT_LOSSES,
+    TERM_LOSSES,
+    Count,
+    Duration,
+    Epochs,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Rate,
+    Section,
+    Side,
+    Size,
+    SomeShare,
+    Taps,
+    Threads,
+    loss_name,
+    map_name,
+    share_or_split,
+)
+
+
+class Data(Section):
+    source: str | None = Field(None, description="A folder, Hub id or file.py:function that has the splits.")
+    train: str | None = Field(
+        None, description="Training split: parquet files, an image folder, a Hub id, file.py:function."
+    )
+    test: str | None = Field(None, description="Test split; read once a seed, by the final model.")
+    validation: Annotated[float | str, BeforeValidator(share_or_split)] = Field(
+        0.1, description="A split of its own, or the share held out of the training split."
+    )
+    size: Side | None = Field(None, description="Side in pixels to which images of different sizes are brought.")
+    labels_per_class: Count | None = Field(
+        None,
+        description="Labels kept a class for the arms; the rest is unlabelled. A teacher fitted by the run sees all.",
+    )
+    columns: dict[Literal["text", "text_pair", "label"], str | NonNegativeInt] = Field(
+        default_factory=dict,
+        description="What the columns of texts are called where not so; a number is a place in a file without header.",
+    )
+    label: Literal["class", "number"] = Field("class", description="What the labels of texts are.")
+    length: Count | None = Field(
+        None, description="Most tokens of a text, or of a block of text; by default what the model takes, at most 512."
+    )
+    too_long: Literal["cut", "refuse"] = Field("cut", description="What happens to a text of more tokens.")
+    licence: str | None = Field(None, description="The data's licence, for the student's model card.")
+    workers: Threads | None = Field(None, description="Decoding workers; the order of the data does not depend on it.")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="When an image is broken or missing: stop, or leave it out and count it."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Data":
+        if self.source is None and (self.train is None or self.test is None):
+            raise ValueError("needs `source` (or just `data: DIR`), or both `train` and `test`")
+        if self.source is not None and (self.train is not None or self.test is not None):
+            raise ValueError("takes `source` or `train` and `test`, not both")
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise ValueError(f"validation: a share between 0 and 1 or a split; {self.validation} came")
+        return self
+
+
+class Input(Section):
+    mean: list[float] | None = Field(
+        None, description="Channel means of pixels in 0…1; the training split's by default."
+    )
+    std: list[Positive] | None = Field(
+        None, description="Channel standard deviations; the training split's by default."
+    )
+    size: Side | None = Field(None, description="Side in pixels that the model sees; the data's by default.")
+
+
+class Fit(Section):
+    epochs: Epochs = Field(description="Epochs over the labelled training images.")
+    batch_size: Count = Field(128, description="Samples a step; 32 for texts.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9. adamw for texts.")
+    lr: Rate = Field(0.1, description="Peak learning rate; 5e-4 for texts.")
+    weight_decay: NonNegative = Field(5e-4, description="Decoupled for adamw, L2 for sgd; 0.01 for texts.")
+
+
+Trust = Annotated[bool, Field(description="Run the code that a Hugging Face model brings along: read it first.")]
+
+
+def _only_hugging_face(section: "Teacher | Student") -> None:
+    if section.trust_remote_code and not (section.model or "").startswith("hf:"):
+        raise ValueError(f"trust_remote_code is for hf: models alone; {section.model} came: leave it out")
+
+
+class Teacher(Section):
+    model: str = Field(description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder.")
+    weights: str | None = Field(None, description="Safetensors, or a plain state dict. Given, nothing is fitted.")
+    classes: list[NonNegativeInt] | None = Field(
+        None,
+        min_length=2,
+        description="Which of the teacher's outputs stand for the data's classes, in their order; all by default.",
+    )
+    licence: str | None = Field(None, description="The teacher's licence, for the student's model card.")
+    fit: Fit | None = Field(None, description="How to fit the teacher when no weights are given.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
+    input: Input = Field(default_factory=Input, description="What the model expects of its input.")
+    trust_remote_code: Trust = False
+
+    @model_validator(mode="after")
+    def _trust(self) -> "Teacher":
+        _only_hugging_face(self)
+        return self
+
+
+class FromTeacher(Section):
+    depth: Annotated[int, Field(ge=1)] | SomeShare | None = Field(
+        None, description="Blocks to keep: how many, or which share of the teacher's."
+    )
+    keep: Literal["spread", "first", "last"] | list[NonNegativeInt] = Field(
+        "spread", description="Which blocks: evenly spread with the first and the last, the first, the last, or a list."
+    )
+
+    @model_validator(mode="after")
+    def _which(self) -> "FromTeacher":
+        if isinstance(self.keep, list) == (self.depth is not None):
+            raise ValueError("needs `depth`, or a list of blocks in `keep`, and not both")
+        if isinstance(self.keep, list) and self.keep != sorted({*self.keep}):
+            raise ValueError(f"keep: needs blocks in rising order, each once; {self.keep} came")
+        return self
+
+
+class Student(Section):
+    model: str | None = Field(
+        None, description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder."
+    )
+    from_teacher: FromTeacher | None = Field(None, description="In place of a model: some of the teacher's blocks.")
+    weights: str | None = Field(None, description="Weights that every arm starts from; random ones by default.")
+    classifier: Literal["own", "teacher"] = Field(
+        "own", description="teacher: the student's last maps, projected, in front of the teacher's frozen classifier."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
+    input: Input = Field(default_factory=Input, description="What the model expects of its input.")
+    trust_remote_code: Trust = False
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Student":
+        if (self.model is None) == (self.from_teacher is None):
+            raise ValueError("needs `model` or `from_teacher`, and not both")
+        if self.from_teacher is not None and (self.weights is not None or self.classifier == "teacher"):
+            raise ValueError("from_teacher: it begins from the teacher's weights, and has its own classifier")
+        _only_hugging_face(self)
+        return self
+
+
+class Term(Section):
+    loss: Annotated[str, AfterValidator(loss_name(TERM_LOSSES))] = Field(description="A loss over taps.")
+    student: Taps | None = Field(
+        None, description="Student taps; by default its stages, or a plain transformer's blocks."
+    )
+    teacher: Taps | None = Field(
+        None, description="Teacher taps; by default its stages, or a plain transformer's blocks."
+    )
+    map: Annotated[str, AfterValidator(map_name)] = Field(
+        "depth",
+        description="direct: equal shapes, pair by pair. width: pair by pair, aligned. depth: evenly spread. first, "
+        "last, every-2 and the like: of the teacher's taps. auto: the most similar ones, measured.",
+    )
+    weight: NonNegative | Literal["balanced"] = Field(
+        1.0,
+        description="Factor of each pair's loss. balanced: the gradient of all pairs as large as the soft part's, "
+        "measured over the first steps, then held.",
+    )
+    aligner: Literal["auto", "conv", "linear", "interpolate", "none"] = Field(
+        "auto", description="What brings the student's tap to the teacher's shape; auto: conv for maps, else linear."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the loss.")
+
+
+class Distill(Section):
+    loss: Annotated[str, AfterValidator(loss_name((*SOFT_LOSSES, "none")))] = Field(
+        "kl", description="D of the soft part; none leaves it out."
+    )
+    alpha: Fraction = Field(0.9, description="Weight of the teacher: (1 − alpha)·CE + alpha·D.")
+    temperature: Rate = Field(4.0, description="T of the soft part, which includes the factor T².")
+    standardize: bool = Field(False, description="Both sides' logits as z-scores before the loss.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the loss.")
+    terms: list[Term] = Field(default_factory=list, description="Losses over taps, added with their weights.")
+
+
+class Phase(Section):
+    name: str = Field(min_length=1, description="A name to address it by: phases.NAME.key.")
+    share: SomeShare = Field(description="Share of all steps.")
+    order: Literal["uniform", "easiest-first"] = Field(
+        "uniform",
+        description="easiest-first: by the teacher's own loss, ranked within class; the admitted part grows to all.",
+    )
+    alpha: Fraction | None = Field(None, description="distill.alpha unless given.")
+    temperature: Rate | None = Field(None, description="distill.temperature unless given.")
+    lr: Rate | None = Field(
+        None,
+        description="train.lr unless given; the schedule's shape is kept. Of a quantize phase 3e-4, of AdamW, and "
+        "a curve of its own.",
+    )
+    terms: list[Term] | None = Field(None, description="distill.terms unless given.")
+    fake_quantize: Literal["int8"] | None = Field(
+        None, description="Of the last phase alone: the student computes as in 8 bits, and trains for it."
+    )
+
+
+def default_phases() -> list[Phase]:
+    return [
+        Phase(name="warmup", share=0.2, order="easiest-first"),
+        Phase(name="distill", share=0.6),
+        Phase(name="finetune", share=0.2, alpha=0.0, terms=[]),
+    ]
+
+
+class Views(Section):
+    crop: Annotated[int, Field(ge=0, le=512)] = Field(0, description="Pixels of padding for the random crop.")
+    flip: bool = Field(False, description="Mirror half of the images.")
+    policy: Literal["none", "strong"] = Field(
+        "none", description="strong: colour, contrast, shift and erasing as well."
+    )
+
+
+class Train(Section):
+    epochs: Epochs = Field(20.0, description="Length in passes over the training split; may be a fraction.")
+    batch_size: Count = Field(128, description="Samples a step; 32 for texts.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9. adamw for texts.")
+    lr: Rate = Field(0.1, description="Peak learning rate; 5e-4 for texts.")
+    lr_ramp: Fraction = Field(0.05, description="Share of all steps over which the learning rate rises.")
+    lr_shape: Literal["cosine", "constant"] = Field("cosine", description="What follows the ramp.")
+    weight_decay: NonNegative = Field(5e-4, description="Decoupled for adamw, L2 for sgd; 0.01 for texts.")
+    views: Views = Field(default_factory=Views, description="Augmentation of the training images.")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Of the hard part.")
+    mixup: NonNegative = Field(0.0, description="Beta parameter of mixup; 0 mixes nothing.")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Decay of the averaged student; 0 averages nothing."
+    )
+    keep: Literal["last", "best"] = Field("last", description="Which weights an arm ends with; best is by validation.")
+    device: str = Field("auto", description="auto, cpu, or a torch device such as cuda:0.")
+    precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast of the forward passes.")
+    threads: Threads | None = Field(None, description="CPU threads of the training; all cores by default.")
+    clip: Positive | None = Field(None, description="Largest norm of the gradient; not clipped by default.")
+    accumulate: Count = Field(1, description="Pieces a step's batch is passed in; the gradient is the whole batch's.")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="When a loss is not finite: stop, or drop the step and count it."
+    )
+    tracker: Literal["tensorboard", "wandb"] | None = Field(None, description="Where metrics go besides metrics.jsonl.")
+
+
+class Compare(Section):
+    seeds: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="Repetitions of each arm: seeds 0, 1, …")
+    baseline: bool = Field(True, description="Train the same student without the teacher as well.")
+    scratch: bool = Field(
+        True, description="Of a student that begins from its teacher's weights: train it from random ones as well."
+    )
+
+
+class Quantize(Section):
+    samples: Count = Field(300, description="Training images that the ranges of activations are measured on.")
+    keep_float: list[str] | Literal["auto"] = Field(
+        default_factory=list,
+        description="Layers that stay in float, by path; openvino-int8 and onnx-int8-dynamic know none. auto: the "
+        "fewest of those that lose most, until the rest is within 0.5 points of the float student on validation.",
+    )
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Quantize":
+        if self.samples < 2:
+            raise ValueError(f"samples: ranges over many images are needed, 200 to 500 as a rule; {self.samples} came")
+        return self
+
+
+class Verify(Section):
+    samples: Count = Field(1000, description="Real images on which each file is compared with the student.")
+    max_abs_error: Positive = Field(1e-3, description="Largest difference of a logit that a float32 file may have.")
+    agreement: Fraction = Field(0.9, description="Least share of images on which a file of less precision agrees.")
+
+
+class Bench(Section):
+    host: str | None = Field(
+        None,
+        description="Where files are measured: this host by default; user@pi over SSH; qemu-aarch64 also checks the "
+        "answers of ONNX files on an emulated ARM processor.",
+    )
+    python: str = Field("python3", description="The Python of that host.")
+
+
+class Budget(Section):
+    size: Size | None = Field(None, description="Largest file, as in 120 KB.")
+    latency: Duration | None = Field(None, description="Largest median time of one sample, as in 2 ms.")
+    memory: Size | None = Field(None, description="Largest peak memory over an empty model, as in 8 MB.")
+    quality: Fraction | None = Field(None, description="Smallest test quality: 0.87.")
+    runtime: Literal["onnxruntime", "executorch", "openvino", "litert"] | None = Field(
+        None, description="Whose files the limits are for; all by default."
+    )
+    threads: Threads = Field(1, description="Threads of the runtime.")

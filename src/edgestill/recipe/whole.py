@@ -1,0 +1,309 @@
+"""The recipe as a whole: what its sections must be to each other, reading it, and its first mistake in one line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from edgestill.errors import UserError, closest
+from edgestill.reading import read
+from edgestill.recipe.sections import (
+    Bench,
+    Budget,
+    Compare,
+    Data,
+    Distill,
+    Phase,
+    Quantize,
+    Student,
+    Teacher,
+    Train,
+    Verify,
+    Views,
+    default_phases,
+)
+from edgestill.recipe.values import (
+    EMULATED,
+    FORMATS,
+    IMAGES,
+    RUNTIMES,
+    TEXT_FORMATS,
+    TEXTS,
+    TRAINED,
+    Section,
+    format_name,
+)
+
+
+class Recipe(Section):
+    """A run, whole: what to distil from what on which data, how, and what must come out."""
+
+    task: Literal["image-classification", "text-classification", "language-modeling"] = Field(
+        description="What the model does."
+    )
+    data: Annotated[Data, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)] = Field(
+        description="Splits; `data: DIR` is short for `data: {source: DIR}`.",
+        json_schema_extra=lambda schema: schema.update(anyOf=[{"$ref": schema.pop("$ref")}, {"type": "string"}]),
+    )
+    teacher: Teacher = Field(description="The large trained model.")
+    student: Student = Field(description="The small model being trained.")
+    distill: Distill = Field(default_factory=Distill, description="What is learned from the teacher.")
+    phases: list[Phase] = Field(
+        default_factory=default_phases,
+        description="Stretches of the training, in order: by default warmup 0.2 (easiest-first), distill 0.6 and "
+        "finetune 0.2 (alpha 0, no terms).",
+    )
+    train: Train = Field(default_factory=Train, description="How the student's arms are trained.")
+    compare: Compare = Field(default_factory=Compare, description="What the student is compared with.")
+    budget: Budget = Field(default_factory=Budget, description="Limits that the artifact must meet.")
+    export: list[Annotated[str, AfterValidator(format_name)]] = Field(
+        default=["onnx", "onnx-int8"],
+        min_length=1,
+        description="Artifacts to make.",
+        json_schema_extra={"items": {"type": "string", "enum": [*FORMATS]}},
+    )
+    quantize: Quantize = Field(default_factory=Quantize, description="How files of 8 bits are made.")
+    verify: Verify = Field(default_factory=Verify, description="How far files may be from the student.")
+    bench: Bench = Field(default_factory=Bench, description="Where files are measured.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_texts(cls, given: Any) -> Any:
+        """What is usual for texts where the recipe does not say."""
+        if not isinstance(given, dict) or given.get("task") not in TEXTS:
+            return given
+        usual: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.01}
+        numbers = isinstance(given.get("data"), dict) and given["data"].get("label") == "number"
+        distill: dict[str, Any] = {"loss": "regression"} if numbers else {}
+        if given["task"] == "language-modeling":
+            distill = {"temperature": 1.0}
+        made = given | {"export": given.get("export", [*TEXT_FORMATS])}
+        for key, defaults in (("train", usual | {"clip": 1.0}), ("distill", distill)):
+            if isinstance(given.get(key, {}), dict):
+                made[key] = defaults | given.get(key, {})
+        teacher = given.get("teacher")
+        if isinstance(teacher, dict) and isinstance(teacher.get("fit"), dict):
+            made["teacher"] = teacher | {"fit": usual | teacher["fit"]}
+        return made
+
+    @model_validator(mode="after")
+    def _of_the_task(self) -> "Recipe":
+        data, train = self.data, self.train
+        if self.task in IMAGES:
+            for name, value in (("columns", data.columns), ("length", data.length)):
+                if value:
+                    raise ValueError(f"data.{name}: is for texts; the task is {self.task}")
+            if self.student.from_teacher is not None:
+                raise ValueError(f"student.from_teacher: is for text models; the task is {self.task}: name a model")
+            return self
+        if data.size is not None or data.on_error != "stop":
+            raise ValueError(f"data.{'size' if data.size else 'on_error'}: is for images; the task is {self.task}")
+        if train.views != Views() or train.mixup:
+            raise ValueError(f"train.{'mixup' if train.mixup else 'views'}: is for images; the task is {self.task}")
+        if self.student.classifier == "teacher":
+            raise ValueError(f"student.classifier: teacher is for images; the task is {self.task}")
+        for name in self.export:
+            if name not in TEXT_FORMATS:
+                raise ValueError(f"export: text models are exported to {', '.join(TEXT_FORMATS)}; {name} came")
+        if any(phase.fake_quantize for phase in self.phases):
+            raise ValueError("phases: fake_quantize is for images; onnx-int8-dynamic needs no training")
+        numbers = data.label == "number"
+        if numbers and self.task != "text-classification":
+            raise ValueError("data.label: number is for text-classification")
+        if numbers and self.distill.loss not in ("regression", "none"):
+            loss = self.distill.loss
+            raise ValueError(f"distill.loss: labels are numbers, for which it is regression or none; {loss} came")
+        if numbers and train.label_smoothing:
+            raise ValueError("train.label_smoothing: labels are numbers, which are not smoothed")
+        if self.task == "language-modeling" and data.labels_per_class is not None:
+            raise ValueError("data.labels_per_class: language-modeling has no labels")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_of_more(self) -> "Recipe":
+        if self.teacher.classes is not None and self.teacher.fit is not None and self.teacher.weights is None:
+            raise ValueError("teacher.classes: is for a teacher that has weights; one that is fitted has the data's")
+        if self.teacher.classes is not None and self.student.classifier == "teacher":
+            raise ValueError("teacher.classes: student.classifier: teacher takes the teacher's classifier whole")
+        classes = self.teacher.classes or []
+        if repeated := [number for number in classes if classes.count(number) > 1]:
+            raise ValueError(f"teacher.classes: each output stands for one class; {repeated[0]} stands there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _learnable(self) -> "Recipe":
+        if self.distill.loss != "none":
+            return self
+        if self.distill.options:
+            raise ValueError(f"distill.options: loss: none takes none; {', '.join(self.distill.options)} came")
+        for phase in self.phases:
+            terms = self.distill.terms if phase.terms is None else phase.terms
+            alpha = self.distill.alpha if phase.alpha is None else phase.alpha
+            if alpha == 1 and not any(term.weight for term in terms):
+                raise ValueError(
+                    f"phases.{phase.name}: nothing is learned with loss: none, alpha 1 and no term of weight above 0"
+                )
+            if alpha == 1 and any(term.weight == "balanced" for term in terms):
+                raise ValueError(
+                    "weight: balanced is measured against the part over logits; with loss: none and alpha 1 there is "
+                    f"none in phases.{phase.name}: give a number"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _measurable(self) -> "Recipe":
+        for phase in self.phases:
+            for term in self.distill.terms if phase.terms is None else phase.terms:
+                if term.weight == "balanced" and self.train.accumulate > 1:
+                    raise ValueError("weight: balanced is measured on whole batches: it needs train.accumulate 1")
+                if term.map == "auto" and not (
+                    self.compare.baseline or self.student.weights or self.student.from_teacher
+                ):
+                    raise ValueError(
+                        "map: auto is measured on a student that has learned: "
+                        "it needs compare.baseline or student.weights"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _deliverable(self) -> "Recipe":
+        runtime = self.budget.runtime
+        if runtime is not None and not any(name.partition("-")[0] == RUNTIMES[runtime] for name in self.export):
+            raise ValueError(
+                f"budget.runtime: {runtime} runs {RUNTIMES[runtime]} files; export names {', '.join(self.export)} alone"
+            )
+        if self.bench.host == EMULATED and not any(name.startswith("onnx") for name in self.export):
+            raise ValueError(f"bench.host: {EMULATED} checks ONNX files only, and export names none")
+        if self.quantize.keep_float and not any(name in TRAINED for name in self.export):
+            raise ValueError(f"quantize.keep_float: spares layers in {', '.join(TRAINED)}; export names none of them")
+        for place, phase in enumerate(self.phases):
+            if phase.fake_quantize is None:
+                continue
+            if place != len(self.phases) - 1:
+                raise ValueError(f"phases.{phase.name}: fake_quantize is for the last phase: a float one follows")
+            if not {*TRAINED} & {*self.export}:
+                raise ValueError(
+                    f"phases.{phase.name}: fake_quantize trains for {', '.join(TRAINED)}: export one of them"
+                )
+            if len(self.phases) == 1 and self.student.weights is None:
+                raise ValueError(f"phases.{phase.name}: with no other phase the student needs weights to begin with")
+            if phase.order != "uniform":
+                raise ValueError(f"phases.{phase.name}: a phase with fake_quantize draws in uniform order")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if not self.phases:
+            raise ValueError("phases: at least one is needed")
+        total = sum(phase.share for phase in self.phases)
+        if abs(total - 1) > 1e-6:
+            shares = " + ".join(f"{phase.share:g}" for phase in self.phases)
+            raise ValueError(f"phases: the shares must sum to 1; {shares} = {total:g}")
+        for what, names in (
+            ("phases", [phase.name for phase in self.phases]),
+            ("export", [str(name) for name in self.export]),
+        ):
+            if repeated := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"{what}: {sorted(repeated)[0]!r} stands there twice")
+        return self
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A validated Recipe from a YAML file or a built-in recipe's name, with `key.path=value` overrides.
+
+    Paths in the file are relative to the file, paths in overrides to the current folder; both come back absolute.
+    Raises UserError in one line that names the key, what was required and what came.
+
+    >>> load_recipe("digits", ["distill.temperature=2"]).distill.temperature
+    2.0
+    """
+    phases = [phase.model_dump(exclude_none=True) for phase in default_phases()]
+    return validate(read(recipe, overrides, {"phases": phases}))
+
+
+def validate(raw: dict[str, Any]) -> Recipe:
+    """A Recipe from plain values; UserError with the first mistake."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_explain(error, raw)) from None
+    except (RecursionError, OverflowError) as error:
+        raise UserError(f"the recipe cannot be read: {error}") from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML that `load_recipe` reads back to an equal Recipe."""
+    return yaml.safe_dump(recipe.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def _explain(error: ValidationError, raw: dict[str, Any]) -> str:
+    """The first mistake in one line: where, what was required, what came."""
+    mistakes = error.errors()
+    first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
+    keys, fields = _locate(first["loc"], raw)
+    where = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        parent = ".".join(keys[:-1])
+        message = f"unknown key {keys[-1]!r}{f' in {parent}' if parent else ''}{closest(keys[-1], fields)}"
+    elif first["type"] == "missing":
+        message = f"{where} is required"
+    else:
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "model_type":  # pydantic names its classes
+            said = "needs keys of its own"
+        came = (
+            ""
+            if first["type"] == "value_error" or isinstance(first["input"], dict)
+            else f"; {_short(first['input'])} came"
+        )
+        message = f"{where}: {said}{came}" if where else f"{said}{came}"
+    more = len({m["loc"] for m in mistakes}) - 1
+    line = f"recipe: {message}{f' (and {more} more)' if more else ''}"
+    return " ".join(line.split())
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _locate(loc: tuple[int | str, ...], raw: Any) -> tuple[list[str], list[str]]:
+    """Readable keys of an error's place (phases by name), and the field names known in its parent."""
+    keys: list[str] = []
+    model: Any = Recipe
+    fields: list[str] = []
+    for part in loc:
+        if isinstance(part, int):
+            item = raw[part] if isinstance(raw, list) and part < len(raw) else None
+            name = item.get("name") if isinstance(item, dict) else None
+            keys.append(name if isinstance(name, str) else str(part))
+            raw = item
+            continue
+        fields = list(model.model_fields) if model else []
+        in_data = isinstance(raw, dict) and part in raw
+        if fields and part not in fields and not in_data:
+            continue  # a union's tag, not a key
+        if not fields and not in_data and raw is not None and not isinstance(raw, dict):
+            continue
+        keys.append(str(part))
+        model = _section_of(model.model_fields[part].annotation) if part in fields else None
+        raw = raw.get(part) if isinstance(raw, dict) else None
+    return keys, fields
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The Section inside an annotation such as `list[Term] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if found := _section_of(inner):
+            return found
+    return None

@@ -1,0 +1,154 @@
+"""Batches of texts with an answer for each token: the next one. Shapes: N blocks, B batch, T tokens, V vocabulary."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgestill.data.texts import Texts
+from edgestill.models import TextInput
+from edgestill.tasks.samples import Counts
+from edgestill.tasks.sequences import padded
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """A split as blocks of tokens.
+
+    Attributes:
+        ids: int32, all tokens one after another; block i is `ids[starts[i] : ends[i]]`, and what it learns are its
+            tokens but the first.
+        sizes_in_bytes: int64 beside the ids: the bytes of UTF-8 that each token stands for.
+        learned: which tokens are learned, beside the ids; None for all.
+        vocabulary: ids that teacher and student share: the logits behind them are left out.
+        cut: how many texts were longer than a block and lost their end.
+    """
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    sizes_in_bytes: NDArray[np.int64]
+    fingerprint: str
+    source: str
+    learned: NDArray[np.bool_] | None = None
+    vocabulary: int | None = None
+    cut: int = 0
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return np.zeros(len(self.starts), np.int64)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ("text",)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def at(self, rows: NDArray[np.int64], fingerprint: str) -> "Blocks":
+        return replace(self, starts=self.starts[rows], ends=self.ends[rows], fingerprint=fingerprint)
+
+    def with_labels(self, labels: NDArray[np.int64], fingerprint: str) -> "Blocks":
+        raise NotImplementedError("blocks of text have no labels to be left out")
+
+    def batch(
+        self,
+        indices: NDArray[np.int64],
+        epochs: NDArray[np.int64],
+        seed: int,
+        partners: NDArray[np.int64] | None = None,
+    ) -> "Batch":
+        return Batch(self, indices)
+
+    def inputs(self, indices: NDArray[np.int64], expected: TextInput) -> NDArray[np.int64]:
+        """int64 [B, inputs, T], padded to the longest of them: a row for each of the model's inputs."""
+        starts = self.starts[indices]
+        return padded(self.ids, starts, self.ends[indices] - 1 - starts, None, expected)
+
+    def sizes(self, expected: TextInput) -> NDArray[np.int64]:
+        return self.ends - 1 - self.starts
+
+    def targets(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The next token of each token of `inputs` [B, T], −1 where none is learned."""
+        lengths = self.ends[indices] - 1 - self.starts[indices]
+        places = np.arange(int(lengths.max(initial=1)))
+        valid = places < lengths[:, None]
+        following = np.where(valid, self.starts[indices][:, None] + places + 1, 0)
+        if self.learned is not None:
+            valid &= self.learned[following]
+        return np.where(valid, self.ids[following], -1).astype(np.int64)
+
+    @property
+    def bytes(self) -> NDArray[np.int64]:
+        """Of what each block learns [N]."""
+        sizes = self.sizes_in_bytes if self.learned is None else np.where(self.learned, self.sizes_in_bytes, 0)
+        total = np.concatenate([[0], np.cumsum(sizes)])
+        found: NDArray[np.int64] = total[self.ends] - total[self.starts + 1]
+        return found
+
+
+def packed(texts: Texts, expected: TextInput) -> Blocks:
+    """All texts one after another, a separator before each and at the end, cut into blocks of the model's length; the
+    last token of a block is the first of the next."""
+    tokenizer = expected.tokenizer
+    between = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+    rows, sizes = expected.plain(texts.texts)
+    separator = np.asarray([] if between is None else [between], np.int32)
+    none = np.zeros(len(separator), np.int64)
+    ids = np.concatenate([part for row in rows for part in (separator, row)] + [separator])
+    in_bytes = np.concatenate([part for size in sizes for part in (none, size)] + [none])
+    starts = np.arange(0, max(len(ids) - 1, 0), expected.length)
+    ends = np.minimum(starts + expected.length + 1, len(ids))
+    return Blocks(ids, starts, ends, in_bytes, texts.fingerprint, texts.source)
+
+
+def conversations(
+    rows: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]], sizes: Sequence[NDArray[np.int64]], texts: Texts
+) -> Blocks:
+    """A block for each conversation, of which only some tokens are learned."""
+    ends = np.cumsum([len(row) for row in rows]).astype(np.int64)
+    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+    ids = np.concatenate([np.asarray(row, np.int32) for row in rows])
+    chosen = np.concatenate([np.asarray(row, np.bool_) for row in learned])
+    return Blocks(ids, starts, ends, np.concatenate(sizes), texts.fingerprint, texts.source, chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some blocks of a split. Labels are the tokens that are learned, one after another."""
+
+    samples: Blocks
+    indices: NDArray[np.int64]
+    mask: None = None
+
+    @property
+    def labels(self) -> Tensor:
+        targets = self.samples.targets(self.indices)
+        return torch.from_numpy(targets[targets >= 0])
+
+    def counts(self, expected: TextInput) -> Counts:
+        learned = int((self.samples.targets(self.indices) >= 0).sum())
+        return Counts(learned, learned, int(self.samples.sizes(expected)[self.indices].sum()))
+
+    def pieces(self, number: int) -> list["Batch"]:
+        parts = np.array_split(self.indices, min(number, len(self.indices)))
+        return [replace(self, indices=part) for part in parts]
+
+    def inputs(self, expected: TextInput, where: torch.device) -> dict[str, Tensor]:
+        rows = torch.from_numpy(self.samples.inputs(self.indices, expected)).to(where, non_blocking=True)
+        return dict(zip(expected.names, rows.unbind(1), strict=True))
+
+    def answers(self, outputs: Tensor) -> Tensor:
+        """[B, T, V] -> the positions that are learned, with the ids that teacher and student share."""
+        flat = outputs[..., : self.samples.vocabulary].flatten(0, 1)
+        learned = self.samples.targets(self.indices).ravel() >= 0
+        if learned.all():
+            return flat
+        return flat.index_select(0, torch.from_numpy(np.flatnonzero(learned)).to(flat.device, non_blocking=True))
+
+    def valid(self, expected: TextInput, where: torch.device) -> Tensor:
+        lengths = torch.from_numpy(self.samples.sizes(expected)[self.indices])
+        return (torch.arange(int(lengths.max())) < lengths[:, None]).to(where, non_blocking=True)

@@ -439,9 +439,9 @@ def same_validation(at: Path) -> dict:
         (no_label_column, "the test split has no labels"),
         (no_label_column_in_training, "a.parquet needs a column 'label'"),
         (class_of_the_test_set_alone, "has the class 'dgo', which"),
-        (unseen_class, "has images of the class 'fox', and the training split has none"),
-        (same_split, "train and test are the same 48 images"),
-        (same_validation, "validation and test are the same 48 images"),
+        (unseen_class, "has samples of the class 'fox', and the training split has none"),
+        (same_split, "train and test are the same 48 samples"),
+        (same_validation, "validation and test are the same 48 samples"),
     ],
 )
 def test_a_run_on_data_with_a_mistake_is_refused_in_one_line_before_anything_is_written(tmp_path, capsys, make, said):

@@ -46,7 +46,7 @@ def test_a_recipe_needs_no_more_than_task_data_teacher_and_student(recipe):
     assert made.budget.threads == 1
 
 
-@pytest.mark.parametrize("key", ["task", "data", "teacher", "student", "teacher.model", "student.model"])
+@pytest.mark.parametrize("key", ["task", "data", "teacher", "student", "teacher.model"])
 def test_what_is_required_is_named_when_it_is_missing(recipe, key):
     raw = yaml.safe_load(SMALL)
     *parents, last = key.split(".")
@@ -68,7 +68,12 @@ REFUSED = {
     "phases.warmup.oder=uniform": "unknown key 'oder' in phases.warmup; did you mean 'order'?",
     "data.sorce=x": "unknown key 'sorce' in data; did you mean 'source'",
     # features that are not built yet
-    "student.from_teacher={depth: 0.5}": "unknown key 'from_teacher' in student",
+    "student={}": "student: needs `model` or `from_teacher`, and not both",
+    "student.from_teacher={depth: 0.5}": "student: needs `model` or `from_teacher`, and not both",
+    "student={from_teacher: {}}": "student.from_teacher: needs `depth`, or a list of blocks in `keep`, and not both",
+    "student={from_teacher: {keep: [3, 1]}}": "student.from_teacher: keep: needs blocks in rising order",
+    "student={from_teacher: {depth: 0.5}}": "student.from_teacher: is for text models; the task is image-class",
+    "data={source: a, columns: {text: b}}": "data.columns: is for texts",
     "student.search={depth: [0.5]}": "unknown key 'search' in student",
     "teacher.store=signals": "unknown key 'store' in teacher",
     "train.fake_quantize=true": "unknown key 'fake_quantize' in train",
@@ -78,7 +83,7 @@ REFUSED = {
     "quantize.samples=1": "quantize: samples: ranges over many images are needed.*; 1 came",
     "export=[gguf-q8_0]": "export.0: .*'gguf-q8_0' came",
     "export=[coreml]": "export.0: .*'coreml' came",
-    "task=text-classification": "task: .*'image-classification'; 'text-classification' came",
+    "task=text-generation": "task: .*'image-classification', .*; 'text-generation' came",
     "budget.runtime=tensorrt": "budget.runtime: .*'tensorrt' came",
     # wrong types
     "teacher=3": "teacher: needs keys of its own; 3 came",

@@ -40,7 +40,7 @@ def teacher_weights(tmp_path_factory) -> str:
     return f"teacher.weights={out / 'run' / 'teacher' / 'model.safetensors'}"
 
 
-@pytest.mark.parametrize("loss", sorted(set(TERM_LOSSES) - {"attention_kl"}))
+@pytest.mark.parametrize("loss", sorted(set(TERM_LOSSES) - {"attention_kl", "attention_relation"}))
 def test_the_student_of_every_term_is_the_plain_one(loss, tmp_path, teacher_weights):
     trained(
         tmp_path / "run",
@@ -145,6 +145,7 @@ def test_options_of_terms_are_those_of_the_loss_and_its_module(teacher_weights):
         "{loss: crd, options: {temperature: -1}}": "crd needs a temperature above 0; -1 came",
         "{loss: attention_kl, student: stage1, teacher: stage1}": "compares attentions, .*; tap 'stage1' came",
         "{loss: attention_kl}": "attention_kl needs a model with attention; none was found",
+        "{loss: attention_relation, student: stage1, teacher: stage1}": "it takes PATH@queries, .*; tap 'stage1' came",
     }.items():
         with pytest.raises(UserError, match=said):
             job(term)

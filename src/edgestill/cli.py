@@ -73,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
         if again is _bench:
             sub.add_argument("--host", metavar="USER@HOST", help="over SSH; or qemu-aarch64 (the recipe's bench.host)")
             sub.add_argument("--python", metavar="FILE", help="the interpreter there (the recipe's bench.python)")
+        if again is _export:
+            sub.add_argument(
+                "--set", metavar="K=V", action="append", default=[], dest="overrides",
+                help="set a key of export, verify, quantize, bench or budget",
+            )  # fmt: skip
         if again is not _report:
             _output(sub)
     compare = add("compare", _compare, "several runs side by side")
@@ -134,7 +139,7 @@ def _on_folder(step: str, *names: str) -> Callable[[argparse.Namespace], int]:
 
 
 _export, _evaluate, _bench = (
-    _on_folder("export_again"),
+    _on_folder("export_again", "overrides"),
     _on_folder("evaluate_again"),
     _on_folder("bench_again", "host", "python"),
 )

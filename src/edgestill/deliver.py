@@ -22,17 +22,17 @@ from edgestill.bench import emulated
 from edgestill.bench.host import Artifact, Measurement, bench
 from edgestill.bench.remote import bench_remote, reach
 from edgestill.data.images import spaced
-from edgestill.errors import UserError
+from edgestill.errors import UserError, first_line
 from edgestill.evaluate.tokens import BITS_PER_BYTE
 from edgestill.export import device, executorch, formats, litert, onnx, openvino
 from edgestill.export.formats import FORMATS, Format
 from edgestill.export.program import UnsupportedOperator, module_with
 from edgestill.export.verify import artifact_outputs, module_outputs, opened, outputs, parity, together
 from edgestill.models import Expected, ImageInput, Model, example, plain_logits
-from edgestill.quantize.graph import export_program
 from edgestill.quantize.integer import integer
 from edgestill.recipe import EMULATED, RUNTIMES
 from edgestill.runtimes.measure import artifact_files, hardware
+from edgestill.tasks.images import ImageSamples
 from edgestill.train import Track
 from edgestill.units import parse_bytes, parse_seconds
 
@@ -58,16 +58,25 @@ class Student:
 
 
 def check(job: Job) -> None:
-    """Refuses, before any training, what would fail behind it: a teacher whose files, with which latency is compared,
-    cannot be made; another host that cannot be measured on."""
-    if isinstance(job.teacher.input, ImageInput):
-        try:
-            export_program(plain_logits(job.teacher), example(job.teacher.input, 1))
-        except UserError as error:
-            raise UserError(f"teacher: its latency is compared, but {error}") from None
+    """Refuses, before any training, what would fail behind it: a student, or a teacher, with which latency is compared,
+    of which a format's file cannot be made; another host that cannot be measured on."""
+    with tempfile.TemporaryDirectory() as folder:
+        for backend in dict.fromkeys(FORMATS[name].backend for name in job.recipe.export):
+            for role, model in (("student", job.student(0)), ("teacher", job.teacher)):
+                _try(FORMATS[backend], role, model, Path(folder))
     host = job.recipe.bench.host
     if host not in (None, EMULATED):
         reach(host, job.recipe.bench.python, {FORMATS[name].runtime_file for name in job.recipe.export})
+
+
+def _try(kind: Format, role: str, model: Model, folder: Path) -> None:
+    """UserError where no file of a format can be made of a model."""
+    module, (probe, names_in) = plain_logits(model), probe_of(model.input)
+    try:
+        with _explained(kind, module, probe, role):
+            write(kind, module, probe, folder / f"{role}{kind.suffix}", None, names_in)
+    except UserError as error:
+        raise error if role == "student" else UserError(f"teacher: its latency is compared, but {error}") from None
 
 
 def format_of(name: str) -> Format:
@@ -105,8 +114,15 @@ def make_artifacts(job: Job, student: Student, out: Path, track: Track) -> dict[
         expected = student.model.input
         if isinstance(expected, ImageInput):
             for name in group:
-                device.write(format_of(name), made[name], expected, job.splits.train.classes)
+                device.write(format_of(name), made[name], expected, job.splits.train.classes, _pictures(job))
     return made
+
+
+def _pictures(job: Job) -> dict[str, int | None]:
+    """What the pictures of the data are, for a device to make others alike."""
+    assert isinstance(job.splits.train, ImageSamples)
+    _, height, width, channels = job.splits.train.images.pixels.shape
+    return {"height": height, "width": width, "channels": channels, "size": job.recipe.data.size}
 
 
 def _module(name: str, student: Student) -> nn.Module:
@@ -121,7 +137,7 @@ def _module(name: str, student: Student) -> nn.Module:
 
 
 @contextmanager
-def _explained(kind: Format, module: nn.Module, probe: Tensor) -> Iterator[None]:
+def _explained(kind: Format, module: nn.Module, probe: Tensor, role: str = "student") -> Iterator[None]:
     """An operator that a format lacks: with the module that it is in, and the installed formats that have it."""
     try:
         yield
@@ -130,7 +146,7 @@ def _explained(kind: Format, module: nn.Module, probe: Tensor) -> Iterator[None]
         others = [name for name in BACKENDS if name != kind.backend and _takes(name, module, probe)]
         raise UserError(
             f"export: {kind.name} has no operator {error.operator}{f', which {where} needs' if where else ''}; "
-            f"of the other formats installed {', '.join(others) or 'none'} take{'s' * (len(others) < 2)} the student"
+            f"of the other formats installed {', '.join(others) or 'none'} take{'s' * (len(others) < 2)} the {role}"
         ) from error
 
 
@@ -164,6 +180,22 @@ def write(
 ) -> None:
     """Writes a module as a file of a format. `calibration`: preprocessed images, for a format with its own tool;
     `names_in`: the inputs of a text model."""
+    try:
+        _write(kind, module, probe, path, calibration, names_in)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the tool of a format raises
+        raise UserError(f"{type(module).__name__} cannot be made a {kind.name} file: {first_line(error)}") from error
+
+
+def _write(
+    kind: Format,
+    module: nn.Module,
+    probe: Tensor,
+    path: Path,
+    calibration: NDArray[np.float32] | None,
+    names_in: tuple[str, ...],
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / f"float{kind.suffix}"
         if kind.backend == "executorch":

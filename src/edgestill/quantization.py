@@ -84,6 +84,25 @@ def train(
     return train_arm(replace(job, processes=ALONE), QUANTIZED, seed, None, out, log, track, resume, model)[1]
 
 
+def is_trained(out: Path, seed: int) -> bool:
+    """Whether the phase that trains for 8 bits was finished."""
+    return (place_of(out, QUANTIZED, seed) / "final.pt").is_file()
+
+
+def worse(job: Job, trained: float, calibrated: float) -> bool:
+    """Whether the phase for 8 bits made the student worse on validation than calibration alone, beyond noise."""
+    count = int((job.splits.validation.labels >= 0).sum())
+    return calibrated - trained > 2 * float(np.sqrt(max(calibrated * (1 - calibrated), 1 / count) / count))
+
+
+def advice(job: Job, trained: float, calibrated: float) -> str:
+    name = job.recipe.phases[-1].name
+    return (
+        f"the phase {name} made the student in 8 bits worse: {trained:.1%} on validation, {calibrated:.1%} by "
+        f"calibration alone; lower phases.{name}.lr, or leave the phase out"
+    )
+
+
 def trained(job: Job, student: Model, seed: int, keep_float: Sequence[str], out: Path) -> GraphModule | None:
     """The student as the phase that trains it for 8 bits left it; None without such a phase."""
     saved = checkpoint.load(place_of(out, QUANTIZED, seed) / "final.pt") if job.quantizes else None

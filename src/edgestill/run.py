@@ -1,6 +1,7 @@
 """The verbs' work: the whole job, and its steps on a run folder. N samples, K classes."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -50,6 +51,9 @@ from edgestill.train import Track
 
 Result = dict[str, Any]
 WORST_EXAMPLES = 24
+BEHIND = ("export", "verify", "quantize", "bench", "budget")
+"""Sections of a recipe that a training does not depend on."""
+_log = logging.getLogger("edgestill")
 
 
 def run(
@@ -222,10 +226,10 @@ def _train_all(
         "flops": flops(student),
     }
     save_student(student, place / "student", job.splits.train.classes)
-    if job.quantizes:
-        _quantize(job, student, place, result, log, track, resume)
     rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].answers for name, done in outcomes.items()}
     _write_predictions(job, place, rows)
+    if job.quantizes:
+        _quantize(job, student, place, result, log, track, resume)
     folder.write_json(place / folder.RESULT, result)  # with it, what was trained is whole: see _again
     return student
 
@@ -245,12 +249,17 @@ def _quantize(
     kept = result["quantization"]["kept_float"]
     outcome = quantization.train(job, student, seed, kept, place, log, track, resume)
     trained = outcome.trained
+    calibrated = job.validate(student.input)(quantization.post_training(job, student, kept).to(job.device))
     result["quantized"] = {
         "seed": seed,
         "quality": outcome.quality,
         "validation": trained.validation,
+        "post_training_validation": calibrated,
         "after": job.schedule(STUDENT).steps,
     }
+    if quantization.worse(job, trained.validation, calibrated):
+        result["quantized"]["worse"] = quantization.advice(job, trained.validation, calibrated)
+        _log.warning("edgestill: %s", result["quantized"]["worse"])
     result["phases"] += [
         {"name": name, "steps": steps, "examples": trained.examples[name]} for name, steps in trained.steps.items()
     ]
@@ -334,15 +343,29 @@ def _write_predictions(job: Job, place: Path, rows: dict[str, NDArray[np.float32
         folder.write_json(place / "examples.json", {"texts": shown, "indices": worst.tolist()})
 
 
-def export_again(place: Path, *, track: Track = progress.track) -> Result:
-    """Exports, verifies, scores and measures the student of a run folder; what `run` does behind the trainings."""
+def _nothing(place: Path, result: Result) -> None:
+    """A step that needs no artifacts."""
+
+
+def export_again(place: Path, *, overrides: Sequence[str] = (), track: Track = progress.track) -> Result:
+    """Exports, verifies, scores and measures the student of a run folder; what `run` does behind the trainings.
+
+    `overrides` are of what stands behind the trainings, `export=[onnx]` and the like; the folder's recipe keeps them.
+    """
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0] not in BEHIND:
+            raise UserError(f"--set {override}: of a trained run {', '.join(BEHIND)} can be set; give another --out")
 
     def export(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
+        kept = result.get("quantization", {}).get("kept_float")
+        if job.quantizes and job.recipe.quantize.keep_float not in ("auto", kept):
+            raise UserError(f"quantize.keep_float: the phase for 8 bits was trained with {kept} in float: keep these")
+        folder.write_text(place / folder.RECIPE, dump(job.recipe))
         if not job.quantizes:  # what a phase was trained with stays
             result.pop("quantization", None)
         _deliver(job, student, place, result, track)
 
-    return _again(place, track, export)
+    return _again(place, track, export, overrides=overrides)
 
 
 def evaluate_again(place: Path, *, track: Track = progress.track) -> Result:
@@ -377,7 +400,7 @@ def _again(
     place: Path,
     track: Track,
     step: Callable[[Job, Model, Path, Result, Track], None],
-    needs: Callable[[Path, Result], object] = lambda *_: None,
+    needs: Callable[[Path, Result], object] = _nothing,
     overrides: Sequence[str] = (),
 ) -> Result:
     """Does a step behind the trainings on a run folder, and writes result.json, the card and the report anew. What it
@@ -385,14 +408,22 @@ def _again(
     result = folder.read_json(place / folder.RESULT)
     if "student" not in result or not (place / "student" / STUDENT_FILE).is_file():
         raise UserError(f"{place} has no trained student yet; `edgestill run … --out {place} --resume` trains it")
-    needs(place, result)
     recipe = load_recipe(place / folder.RECIPE, overrides)
+    if recipe.phases[-1].fake_quantize and not quantization.is_trained(place, result["student"]["seed"]):
+        raise UserError(
+            f"{place} ended in its phase for 8 bits; `edgestill run … --out {place} --resume` goes on with it"
+        )
+    needs(place, result)
     torch.set_num_threads(cpu_threads(recipe))
     job = assemble(recipe, track)
     if (place / "teacher" / STUDENT_FILE).is_file():
         load_weights(job.teacher.module, place / "teacher" / "model.safetensors")
     student = job.student(0)
     load_weights(student.module, place / "student" / "model.safetensors")
+    if needs is not _nothing and {artifact["name"] for artifact in result["artifacts"]} != {*deliver.names(job)}:
+        raise UserError(
+            f"{place / folder.RECIPE} asks for other artifacts than there are: `edgestill export {place}` makes them"
+        )
     with folder.status(place, result):
         step(job, student, place, result, track)
         _write_card(place, result)
@@ -438,8 +469,8 @@ def _parts(job: Job, student: Model, place: Path, result: Result, track: Track) 
     """The student in float, and in 8 bits where a format is made from that; the losses of its layers are measured
     unless they were."""
     kinds = [deliver.format_of(name) for name in job.recipe.export]
-    batches = quantization.calibration(job, student) if any(kind.precision == "int8" for kind in kinds) else []
-    calibration = torch.cat(batches).numpy() if batches else None
+    own = any(kind.how == "own" for kind in kinds)
+    calibration = torch.cat(quantization.calibration(job, student)).numpy() if own else None
     if all(kind.how != "graph" for kind in kinds):
         return deliver.Student(student, calibration=calibration)
     if "quantization" not in result:

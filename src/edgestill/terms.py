@@ -68,6 +68,10 @@ def expand(
     if name == "attention_kl" and (others or aligner not in ("auto", "none")):
         came = f"tap {others[0]!r}" if others else f"`aligner: {aligner}`"
         raise UserError(f"term attention_kl: it compares attentions, PATH@attention, as they are; {came} came")
+    wrong = [tap for tap in (*student, *teacher) if not tap.endswith(("@queries", "@keys", "@values"))]
+    if name == "attention_relation" and (wrong or aligner not in ("auto", "none")):
+        came = f"tap {wrong[0]!r}" if wrong else f"`aligner: {aligner}`"
+        raise UserError(f"term attention_relation: it takes PATH@queries, @keys and @values as they are; {came} came")
     made = MODULES.get(name)
     if made is not None and aligner != "auto":
         raise UserError(f"term {name}: it aligns its taps itself; `aligner: {aligner}` came: leave it out")

@@ -57,6 +57,9 @@ def summary(result: Result) -> list[str]:
             f"{shown(result['arms'][other]['mean'])}, "
             f"{interval} over {difference['over']}"
         )
+    quantized = result.get("quantized", {})
+    if quantized.get("worse"):
+        lines.append(f"8 bits   {quantized['worse']}")
     for split, count in result.get("data", {}).get("cut", {}).items():
         lines.append(f"cut      {count} text{'s' * (count > 1)} of the {split} split to the student's length")
     for split, count in result.get("data", {}).get("skipped", {}).items():

@@ -95,13 +95,16 @@ def trained(section: TeacherSection | StudentSection) -> bool:
 
 
 def _default_taps(model: Model, probe: Tensor, loss: str, every: bool) -> list[str]:
-    """Of a term that names none: attentions for a loss over attention, every block where the map is to be found, else
-    the ends of the stages."""
-    if loss == "attention_kl":
+    """Of a term that names none: attentions for a loss over attention, the last one's parts for one over its relations,
+    every block where the map is to be found, else the ends of the stages."""
+    if loss in ("attention_kl", "attention_relation"):
         attentions = [tap.path for tap in found(model.module, probe) if tap.kind == "attention"]
         if not attentions:
-            raise UserError(f"attention_kl needs a model with attention; none was found in {model.spec}")
-        return attentions
+            raise UserError(f"{loss} needs a model with attention; none was found in {model.spec}")
+        if loss == "attention_kl":
+            return attentions
+        last = attentions[-1].removesuffix("@attention")  # MiniLMv2 compares one layer, by default the last
+        return [f"{last}@{part}" for part in ("queries", "keys", "values")]
     if every:
         return [tap.path for tap in found(model.module, probe) if tap.kind in ("stage", "block")]
     return stages(model.module, probe)

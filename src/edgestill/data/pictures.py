@@ -35,8 +35,24 @@ def to_pixels(image: Image.Image, channels: int, size: int | None) -> Pixels_HWC
     if turned in _TURNS:
         image = image.transpose(_TURNS[turned])
     if size is not None:
-        image = _resize_and_cut(image, size)
+        image = _resize_and_cut(image, size, size)
     return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+
+
+def like_data(pixels: Pixels_HWC, height: int, width: int) -> Pixels_HWC:
+    """Pixels of any size as those of a data set: resized until height × width is covered, and cut to the middle."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return np.array(_resize_and_cut(image, height, width), dtype=np.uint8).reshape(height, width, -1)
+
+
+def like_model(pixels: Pixels_HWC, channels: int, size: int) -> Pixels_HWC:
+    """Pixels of a data set as a model takes them: stretched to a square, one grey channel spread over three."""
+    if pixels.shape[:2] != (size, size):
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        pixels = np.array(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.uint8)
+    return np.broadcast_to(pixels.reshape(size, size, -1), (size, size, channels))
 
 
 def orientation(image: Image.Image) -> int:
@@ -45,11 +61,13 @@ def orientation(image: Image.Image) -> int:
     return int(image.getexif().get(_ORIENTATION, 1)) if "exif" in image.info else 1
 
 
-def _resize_and_cut(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    if min(width, height) != size:
-        shorter = min(width, height)
-        width, height = (max(size, round(side * size / shorter)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size)) if (width, height) != (size, size) else image
+def _resize_and_cut(image: Image.Image, height: int, width: int) -> Image.Image:
+    whole_width, whole_height = image.size
+    if whole_width * height < whole_height * width:
+        sides = (width, max(height, round(whole_height * width / whole_width)))
+    else:
+        sides = (max(width, round(whole_width * height / whole_height)), height)
+    if image.size != sides:
+        image = image.resize(sides, Image.Resampling.BILINEAR)
+    left, top = (sides[0] - width) // 2, (sides[1] - height) // 2
+    return image.crop((left, top, left + width, top + height)) if sides != (width, height) else image

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -24,12 +24,15 @@ DESCRIBE: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def write(kind: Format, path: Path, expected: ImageInput, labels: tuple[str, ...]) -> None:
+def write(
+    kind: Format, path: Path, expected: ImageInput, labels: tuple[str, ...], data: Mapping[str, int | None]
+) -> None:
     """Puts card.json, run.py and the files of the runtime and of pictures into the folder of the artifact at `path`.
 
     card.json: format, precision, the file with its bytes and SHA-256, the runtime with its version here and how to
     install it, operators, inputs and outputs with names and shapes, the normalisation of the input (pixels in 0…1,
-    channels first), and the labels in the order of the outputs.
+    channels first), the pictures of the `data` (height, width, channels, and the size that the recipe brings them to),
+    and the labels in the order of the outputs.
     """
     package = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}.get(kind.backend, kind.backend)
     card = {
@@ -45,6 +48,7 @@ def write(kind: Format, path: Path, expected: ImageInput, labels: tuple[str, ...
         "install": f"pip install {package} numpy pillow",
         **DESCRIBE[kind.backend](path),
         "normalisation": asdict(expected) | {"layout": "channels first", "pixels": "0…1, then (pixel − mean) ÷ std"},
+        "pictures": dict(data),
         "labels": list(labels),
     }
     (path.parent / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

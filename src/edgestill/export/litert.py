@@ -74,7 +74,13 @@ def python() -> Path:
             f"{make}, or name its Python in {VARIABLE}"
         )
     look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('litert_torch') is None)"
-    if subprocess.run([path, "-I", "-c", look], capture_output=True).returncode:
+    try:
+        lacking = subprocess.run([path, "-I", "-c", look], capture_output=True).returncode != 0
+    except OSError as error:
+        raise UserError(
+            f"{VARIABLE}: {path} is no Python that can be run: {error.strerror}; make one with {make}"
+        ) from None
+    if lacking:
         raise UserError(f"LiteRT files need litert-torch, which {path} does not have: {make}")
     return path
 

@@ -63,11 +63,13 @@ def exported(module: nn.Module, example: Tensor, form: str, *, batch: int, dynam
 
 def module_with(operator: str, module: nn.Module, example: Tensor) -> str:
     """The innermost module that an operator was called in, by path and class; empty where none is found."""
-    for node in exported(module, example, "torch", batch=2, dynamic=True).graph.nodes:
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        if stack and _name(node).startswith(operator):
-            path, kind = stack[-1]
-            return f"{path or 'the model itself'} ({str(getattr(kind, '__name__', kind)).rpartition('.')[2]})"
+    program = exported(module, example, "torch", batch=2, dynamic=True)
+    for nodes in (program.graph.nodes, program.run_decompositions().graph.nodes):  # exporters name either's operators
+        for node in nodes:
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            if stack and _name(node).startswith(operator):
+                path, kind = stack[-1]
+                return f"{path or 'the model itself'} ({str(getattr(kind, '__name__', kind)).rpartition('.')[2]})"
     return ""
 
 

@@ -77,19 +77,29 @@ def select_classes(module: nn.Module, classes: list[int]) -> None:
 
 
 class _LogitsOf(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return forward(self.module, inputs)
+
+
+class _LogitsOfText(nn.Module):
     def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.module, self.names = module, names
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return forward(self.module, dict(zip(self.names, inputs, strict=True)) if self.names else inputs[0])
+        return forward(self.module, dict(zip(self.names, inputs, strict=True)))
 
 
 def plain_logits(model: Model) -> nn.Module:
     """The module itself, or, of a Hugging Face model, one around it that takes the inputs one by one and puts out
     logits: what is exported."""
-    names = model.input.names if isinstance(model.input, TextInput) else ()
-    return _LogitsOf(model.module, names) if names or hasattr(model.module, "save_pretrained") else model.module
+    if isinstance(model.input, TextInput):
+        return _LogitsOfText(model.module, model.input.names)
+    return _LogitsOf(model.module) if hasattr(model.module, "save_pretrained") else model.module
 
 
 def flops(model: Model) -> int:

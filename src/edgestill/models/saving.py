@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from edgestill.models.hugging_face import transformers
 from edgestill.models.model import Expected, Model
 from edgestill.models.text_input import TextInput
 
@@ -23,6 +24,7 @@ def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
     if isinstance(model.input, TextInput):
         model.input.tokenizer.save_pretrained(folder)
     if spec.startswith("hf:") or (isinstance(model.input, TextInput) and hasattr(model.module, "save_pretrained")):
+        transformers()
         model.module.save_pretrained(folder)  # type: ignore[operator]
         spec = "hf:."
     else:

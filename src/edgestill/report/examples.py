@@ -1,4 +1,4 @@
-"""The pictures where the student left its teacher most. K examples, H, W, C channels."""
+"""The pictures or texts where the student left its teacher most. K examples, H, W, C channels."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ LARGEST = 192  # pixels a side: beyond it a picture only makes the page heavier
 
 
 def cards(folder: Folder, models: Sequence[str]) -> list[dict[str, Any]]:
-    """A card an example: its picture as a data URI, its true class, and each model's answer."""
+    """A card an example: its picture as a data URI or its text, its true class, and each model's answer."""
     names = folder.result.get("classes") or []
 
     def title(index: int) -> str:
@@ -25,7 +25,8 @@ def cards(folder: Folder, models: Sequence[str]) -> list[dict[str, Any]]:
         return str(names[index]) if index < len(names) else f"class {index}"
 
     found = []
-    for pixels, index in zip(folder.pixels, folder.indices.tolist(), strict=True):
+    shown = [{"text": text} for text in folder.texts] or [_picture(pixels) for pixels in folder.pixels]
+    for what, index in zip(shown, folder.indices.tolist(), strict=True):
         label = int(folder.labels[index]) if index < len(folder.labels) else -1
         answers = []
         for model in models:
@@ -40,7 +41,7 @@ def cards(folder: Folder, models: Sequence[str]) -> list[dict[str, Any]]:
                         "right": told == label if label >= 0 else None,
                     }
                 )
-        found.append({"index": index, "label": title(label), "answers": answers, **_picture(pixels)})
+        found.append({"index": index, "label": title(label), "answers": answers, **what})
     return found
 
 

@@ -30,6 +30,7 @@ class Folder:
     answers: dict[str, Answers]  # by model: teacher, baseline, student, onnx, …
     pixels: NDArray[np.uint8]  # [K, H, W, 1 or 3]
     indices: NDArray[np.int64]  # [K] into the test set
+    texts: list[str]  # [K], in place of pixels
 
 
 def read(run: Path) -> Folder:
@@ -40,6 +41,10 @@ def read(run: Path) -> Folder:
         )
     labels, answers = _predictions(run / "predictions.npz")
     pixels, indices = _examples(run / "examples.npz")
+    written = _object(run / "examples.json")
+    texts = [str(text) for text in written.get("texts", [])]
+    if texts:
+        indices = np.asarray(written["indices"], np.int64)
     recipe = run / "recipe.yaml"
     return Folder(
         result=_object(run / "result.json") or {"status": "unfinished"},
@@ -50,6 +55,7 @@ def read(run: Path) -> Folder:
         answers=answers,
         pixels=pixels,
         indices=indices,
+        texts=texts,
     )
 
 
@@ -82,6 +88,8 @@ def _predictions(path: Path) -> tuple[NDArray[np.int64], dict[str, Answers]]:
         return np.zeros(0, np.int64), {}
     answers = {}
     with np.load(path) as arrays:
+        if "labels" not in arrays.files:  # of a task without classes
+            return np.zeros(0, np.int64), {}
         for name in arrays.files:
             if name != "labels":
                 probabilities = arrays[name]

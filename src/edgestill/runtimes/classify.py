@@ -36,7 +36,11 @@ def main() -> int:
         runtime, pictures = (importlib.import_module(Path(card[key]).stem) for key in ("runtime_file", "pictures_file"))
         expected = card["normalisation"]
         with Image.open(options.picture) as picture:
-            image = normalised(pictures.to_pixels(picture, expected["channels"], expected["size"]), expected)
+            data = card["pictures"]  # as those that the model learned from
+            pixels = pictures.like_data(
+                pictures.to_pixels(picture, data["channels"], data["size"]), data["height"], data["width"]
+            )
+            image = normalised(pictures.like_model(pixels, expected["channels"], expected["size"]), expected)
         logits = runtime.load(HERE / card["file"], options.threads)(image)[0].astype(np.float64)
     except ImportError as error:
         print(f"{error}; install: {card['install']}", file=sys.stderr)

@@ -13,7 +13,7 @@ from edgestill.assemble.data import Splits
 from edgestill.assemble.job import SIMILARITY_SAMPLES, Job
 from edgestill.data.images import spaced
 from edgestill.errors import UserError, first_line
-from edgestill.losses import TERM_LOSSES
+from edgestill.losses import TERM_LOSSES, regression
 from edgestill.models import Model, as_inputs, example, forward, to_device
 from edgestill.objective import Objective, Term, layout
 from edgestill.recipe import Recipe
@@ -155,6 +155,8 @@ def check_losses(
 ) -> None:
     """Every loss once, on the taps of zeros: one that does not take them is refused before any work."""
     logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.long)
+    if objective.hard_loss is regression:
+        labels = torch.zeros(2, 1)
     counts = (2, 2) if in_pieces else None  # accumulation and several processes divide by the count of the whole batch
     signal, indices = Signal(logits, examples[1]), torch.arange(2)
     try:

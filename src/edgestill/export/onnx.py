@@ -133,10 +133,14 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 def _name_axes(model: Any) -> None:
     """Call the open axes of the input, `s77` and the like after torch.export, `batch` and `length` throughout."""
-    axes = [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim[:2]]
+    names = {
+        dim.dim_param: name
+        for value in model.graph.input
+        for dim, name in zip(value.type.tensor_type.shape.dim, ("batch", "length"), strict=False)
+    }
     for value in [*model.graph.input, *model.graph.output]:
         for dim in value.type.tensor_type.shape.dim:
-            for axis, name in zip(axes, ("batch", "length"), strict=False):
+            for axis, name in names.items():
                 if axis and dim.dim_param:
                     dim.dim_param = re.sub(rf"\b{re.escape(axis)}\b", name, dim.dim_param)
 

@@ -1,8 +1,10 @@
 """A plain module and what it expects of its input. Shapes: B batch, C channels, H height, W width."""
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,8 +53,15 @@ def forward(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
 
     `inputs`: images [B, C, H, W], token ids [B, T] that are all valid, or a text model's inputs by name.
     """
-    output = module(inputs) if isinstance(inputs, Tensor) else module(**inputs)
+    options = {"use_cache": False} if _caches(type(module).forward) else {}
+    output = module(inputs, **options) if isinstance(inputs, Tensor) else module(**inputs, **options)
     return output if isinstance(output, Tensor) else output.logits
+
+
+@cache
+def _caches(called: Callable[..., Any]) -> bool:
+    """Whether a model keeps keys and values for the next token unless it is told not to: here none is asked for."""
+    return "use_cache" in inspect.signature(called).parameters
 
 
 def as_inputs(rows: NDArray[Any], expected: Expected, device: torch.device) -> Tensor | dict[str, Tensor]:

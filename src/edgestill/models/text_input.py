@@ -55,13 +55,10 @@ class TextInput:
         """Texts, or pairs of them, as the model takes them: with its special tokens, cut to `length`."""
         if not len(texts):
             return Encoded(np.zeros(0, np.int32), np.zeros(1, np.int64), None, 0)
-        batch = self.tokenizer(
-            list(texts),
-            None if pairs is None else list(pairs),
-            truncation=False,
-            return_attention_mask=False,
-            verbose=False,
-        )
+        seconds = None if pairs is None else list(pairs)
+        two = pairs is not None and "token_type_ids" in self.names
+        options = {"return_attention_mask": False, "return_token_type_ids": two}
+        batch = self.tokenizer(list(texts), seconds, verbose=False, **options)
         rows, kinds, cut = batch["input_ids"], batch.get("token_type_ids"), 0
         long = [row for row, ids in enumerate(rows) if len(ids) > self.length]
         if long:
@@ -70,6 +67,7 @@ class TextInput:
                 None if pairs is None else [pairs[row] for row in long],
                 truncation=True,
                 max_length=self.length,
+                **options,
             )
             for place, row in enumerate(long):
                 rows[row] = shorter["input_ids"][place]
@@ -77,7 +75,7 @@ class TextInput:
                     kinds[row] = shorter["token_type_ids"][place]
             cut = len(long)
         starts = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])]).astype(np.int64)
-        types = None if kinds is None or pairs is None else np.concatenate(kinds).astype(np.uint8)
+        types = None if kinds is None else np.concatenate(kinds).astype(np.uint8)
         return Encoded(np.concatenate(rows).astype(np.int32), starts, types, cut)
 
     def plain(self, texts: Sequence[str]) -> tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int64]]]:

@@ -62,6 +62,7 @@ def roles(artifacts: Iterable[dict[str, Any]]) -> dict[str, Role]:
         "baseline": Role(
             "#6b727c", "X", "M.8 2.9 2.9.8 5 2.9l2.1-2.1 2.1 2.1L7.1 5l2.1 2.1-2.1 2.1L5 7.1 2.9 9.2.8 7.1 2.9 5z"
         ),
+        "scratch": Role("#8a6a00", "P", "M3.6.6h2.8v3h3v2.8h-3v3H3.6v-3h-3V3.6h3z"),
         "student": Role("#0069aa", "o", "M5 .6a4.4 4.4 0 1 1 0 8.8a4.4 4.4 0 1 1 0-8.8z"),
         "quantized": Role(QUANTIZATION_AWARE, "o", "M5 .6a4.4 4.4 0 1 1 0 8.8a4.4 4.4 0 1 1 0-8.8z"),
         **{artifact_name(artifact): _look(artifact) for artifact in artifacts},

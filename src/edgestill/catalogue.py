@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from edgestill.functions import load_function
-from edgestill.losses import SOFT_LOSSES, TERM_LOSSES, Loss, attention_kl, cross_entropy, standardize
+from edgestill.losses import (
+    SOFT_LOSSES,
+    TERM_LOSSES,
+    Loss,
+    attention_kl,
+    attention_relation,
+    cross_entropy,
+    standardize,
+)
 from edgestill.objective import Objective, Term
 from edgestill.reading import builtin
 from edgestill.signals import Signal
@@ -74,6 +82,8 @@ def _term(name: str, taps: dict[str, Tensor], teacher_taps: dict[str, Tensor]) -
     """The term of a loss on the standard pair."""
     if name == "attention_kl":
         return Term(_of_maps, "layer3", "layer3", aligner="none")
+    if name == "attention_relation":
+        return Term(_relation_of_maps, "layer3", "layer3", aligner="none")
     chosen = STAGES if name == "review" else STAGES[-1:]
     terms, _ = expand(
         name,
@@ -100,6 +110,12 @@ def _of_maps(student: Tensor, teacher: Tensor) -> Tensor:
         return (alike / sqrt(features.shape[1])).softmax(-1)[:, None]
 
     return attention_kl(attention(student), attention(teacher))
+
+
+def _relation_of_maps(student: Tensor, teacher: Tensor) -> Tensor:
+    """`attention_relation` of the positions of a map, as if they were the values of one head."""
+    values = [features.flatten(2).transpose(1, 2)[:, None] for features in (student, teacher)]  # [B, 1, T, C]
+    return attention_relation(values[0], values[1])
 
 
 def _options(loss: Loss | type[nn.Module], given: Collection[str] = GIVEN) -> dict[str, Any]:

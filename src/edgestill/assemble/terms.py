@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgestill.assemble.data import Splits
 from edgestill.assemble.job import SIMILARITY_SAMPLES, Job
+from edgestill.assemble.models import head
 from edgestill.data.images import spaced
 from edgestill.errors import UserError, first_line
 from edgestill.losses import TERM_LOSSES, regression
@@ -41,6 +42,7 @@ def terms_of(
 ) -> tuple[dict[str, Term], tuple[Mapped, ...], dict[str, tuple[str, ...]]]:
     """All terms of all phases by name, their layer maps, and each phase's terms. `auto` maps are measured if
     `measured`, and stand as `depth` otherwise."""
+    causal = {"causal": True} if head(recipe) == "tokens" else {}
     terms: dict[str, Term] = {}
     maps: list[Mapped] = []
     built: list[tuple[TermSection, tuple[str, ...]]] = []
@@ -65,7 +67,7 @@ def terms_of(
         expanded, mapped = expand(
             section.loss,
             TERM_LOSSES,
-            section.options,
+            causal | section.options if section.loss == "attention_relation" else section.options,
             student=section.student or default_taps(section)[0],
             teacher=section.teacher or default_taps(section)[1],
             kind=section.map,

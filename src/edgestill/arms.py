@@ -1,6 +1,8 @@
 """The trainings under comparison: a teacher where it is fitted, and each arm over its seeds. N samples, K classes."""
 
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 
 from edgestill import checkpoint, folder
@@ -16,7 +19,7 @@ from edgestill.data.curriculum import ranks_within_class
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
 from edgestill.evaluate.metric import Metric, predictor
-from edgestill.models import ImageInput, Model, to_device
+from edgestill.models import ImageInput, Model, load_weights, save_weights, to_device
 from edgestill.progress import silent
 from edgestill.tasks.samples import Samples
 from edgestill.teachers.online import OnlineTeacher
@@ -84,9 +87,35 @@ def follow(job: Job, out: Path, resume: bool) -> None:
                 _train(job, arm, seed, job.student(seed, arm), ranks, out, log, silent, resume)
 
 
-def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool) -> Trained:
-    """Fits the teacher in place on all training labels."""
-    return _train(job, TEACHER, 0, job.teacher, None, out, log, track, resume)
+def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool) -> None:
+    """Fits the teacher in place on all training labels, or takes the one that another run fitted so, and kept."""
+    fit = job.recipe.teacher.fit
+    kept = _kept_teacher(job) if fit is not None and fit.keep else None
+    if kept is not None and kept.is_file():
+        load_weights(job.teacher.module, kept)
+        return
+    _train(job, TEACHER, 0, job.teacher, None, out, log, track, resume)
+    if kept is not None and job.processes.main:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f".{os.getpid()}.safetensors")
+        save_weights(job.teacher.module, partial)
+        os.replace(partial, kept)
+
+
+def _kept_teacher(job: Job) -> Path:
+    """Where a fitted teacher is kept: under all that its weights depend on."""
+    recipe = job.recipe
+    depends = {
+        "teacher": recipe.teacher.model_dump(mode="json", exclude={"licence"}),
+        "train": recipe.train.model_dump(mode="json", include={"views", "precision", "clip", "accumulate", "lr_shape"}),
+        "data": job.splits.fit.fingerprint,
+        "files": folder.contents(yaml.safe_dump({"teacher": recipe.teacher.model_dump(mode="json")})),
+        "input": repr(job.teacher.input),
+        "torch": torch.__version__,
+    }
+    name = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()
+    cache = Path(os.environ.get("EDGESTILL_CACHE") or Path.home() / ".cache" / "edgestill").expanduser()
+    return cache / "teachers" / f"{name}.safetensors"
 
 
 def check_teacher(metric: Metric, quality: float, labels: NDArray[np.int64], teacher: Model) -> None:

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from edgestill.aligners import AlignerKind, aligner_for
 from edgestill.errors import UserError, closest, first_line
-from edgestill.losses import CHANNEL_FREE, OF_SAMPLES, Loss, cross_entropy, kl
+from edgestill.losses import CHANNEL_FREE, OF_SAMPLES, ROW_WISE, Loss, cross_entropy, kl
 from edgestill.losses import standardize as standardized
+from edgestill.losses.fused import Part, in_chunks
 from edgestill.losses.reduce import channels_first, wide
 from edgestill.signals import Signal
 
+LARGE = 2**20
+"""Logits of a batch from which on the parts over them are made a chunk of rows at a time."""
 BALANCE_STEPS = 20
 """Steps over which the weight of a balanced term is measured."""
 
@@ -156,7 +159,8 @@ class Objective(nn.Module):
             indices: of the samples [B], for terms that remember them.
             tokens: of texts, which tokens [B, T] are no padding: taps count these alone.
         """
-        labelled, samples, *rest = ({"count": max(count, 1)} for count in counts) if counts else ({}, {})
+        divisors: list[dict[str, Any]] = [{"count": max(count, 1)} for count in counts] if counts else [{}, {}]
+        labelled, samples, *rest = divisors
         of_tokens = rest[0] if rest else samples
         alpha = self.alpha if alpha is None else alpha
         temperature = self.temperature if temperature is None else temperature
@@ -166,18 +170,22 @@ class Objective(nn.Module):
                 raise UserError(f"the objective has no term {name!r}{closest(name, self.terms)}")
         values: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
-        if alpha < 1:
-            smoothed = {"smoothing": self.label_smoothing} if self.label_smoothing else {}
-            values["hard"] = self.hard_loss(logits, labels, mask=mask, **smoothed, **labelled)
-            weights["hard"] = 1 - alpha
         if (alpha > 0 or active) and signal is None:
             raise UserError("the objective needs the teacher's signal while alpha is above 0 or a term is active")
         shared: dict[str, Any] = {"temperature": temperature, "labels": _numbers(labels, mask)}
-        if alpha > 0 and signal is not None and self.soft_loss is not None:
-            pair = (standardized(logits), standardized(signal.logits)) if self.standardize else (logits, signal.logits)
-            given = {name: shared[name] for name in shared if name in self._soft_options}
-            values["soft"] = self.soft_loss(*pair, **given, **samples)
-            weights["soft"] = alpha
+        large = logits.dim() == 2 and logits.numel() > LARGE and self._row_wise and not self.balancing
+        if large and not counts:
+            valid = mask if labels.is_floating_point() else labels >= 0 if mask is None else mask & (labels >= 0)
+            labelled = {"count": len(logits) if valid is None else valid.sum().clamp(min=1)}
+            samples = {"count": len(logits)}
+        over_logits = self._over_logits(logits, labels, signal, alpha, mask, shared, labelled, samples)
+        weights |= {"hard": 1 - alpha} if "hard" in over_logits else {}
+        weights |= {"soft": alpha} if "soft" in over_logits else {}
+        if large:
+            found = in_chunks(logits, [*over_logits.values()], [weights[name] for name in over_logits])
+            values |= dict(zip(over_logits, found.unbind(), strict=True))
+        else:
+            values |= {name: part(logits, slice(None)) for name, part in over_logits.items()}
         for (name, term), aligner in zip(self.terms.items(), self.aligners, strict=True):
             if name in active and signal is not None:
                 student = _tapped(taps or {}, term.student, "student", name)
@@ -193,6 +201,47 @@ class Objective(nn.Module):
                 values[name] = term.loss(*pair, **given, **divided)
                 weights[name] = self._weight(name)
         return Parts(values, weights)
+
+    @property
+    def _row_wise(self) -> bool:
+        """Whether the parts over logits are sums over rows."""
+        losses = (self.hard_loss, self.soft_loss)
+        return all(loss is None or getattr(loss, "func", loss) in ROW_WISE for loss in losses)
+
+    def _over_logits(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        signal: Signal | None,
+        alpha: float,
+        mask: Tensor | None,
+        shared: Mapping[str, Any],
+        labelled: Mapping[str, Any],
+        samples: Mapping[str, Any],
+    ) -> dict[str, Part]:
+        """The parts over logits, as functions of some rows of them; those of weight zero are left out."""
+        parts: dict[str, Part] = {}
+        smoothed = {"smoothing": self.label_smoothing} if self.label_smoothing else {}
+
+        def hard(student: Tensor, rows: slice) -> Tensor:
+            chosen = None if mask is None else mask[rows]
+            return self.hard_loss(student, labels[rows], mask=chosen, **smoothed, **labelled)
+
+        def soft(student: Tensor, rows: slice) -> Tensor:
+            assert signal is not None
+            assert self.soft_loss is not None
+            teacher = signal.logits[rows]
+            pair = (standardized(student), standardized(teacher)) if self.standardize else (student, teacher)
+            given = {name: shared[name] for name in shared if name in self._soft_options}
+            if "labels" in given:
+                given["labels"] = given["labels"][rows]
+            return self.soft_loss(*pair, **given, **samples)
+
+        if alpha < 1:
+            parts["hard"] = hard
+        if alpha > 0 and signal is not None and self.soft_loss is not None:
+            parts["soft"] = soft
+        return parts
 
     def balance(self, parts: Parts, parameters: Sequence[nn.Parameter]) -> Parts:
         """The parts, with balanced terms weighted so that their gradient in `parameters` is as large as their share of

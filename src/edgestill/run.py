@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgestill import card, deliver, folder, progress, quantization, report
+from edgestill import card, checkpoint, deliver, folder, progress, quantization, report
 from edgestill.arms import (
     Outcome,
     answers,
@@ -24,6 +24,7 @@ from edgestill.arms import (
     fit_teacher,
     fits_teacher,
     follow,
+    place_of,
     saved_step,
     train_arm,
 )
@@ -41,12 +42,14 @@ from edgestill.assemble import (
 )
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
+from edgestill.evaluate.completions import complete, prompts
 from edgestill.evaluate.paired import Difference, over_samples, over_seeds, retained
-from edgestill.models import STUDENT_FILE, ImageInput, Model, flops, load_weights, save_student
+from edgestill.models import STUDENT_FILE, ImageInput, Model, TextInput, flops, load_weights, save_student
 from edgestill.processes import connect
 from edgestill.recipe import Recipe, dump, load_recipe
 from edgestill.tasks.images import ImageSamples
 from edgestill.tasks.sequences import Sequences
+from edgestill.tasks.tokens import Blocks
 from edgestill.train import Track
 
 Result = dict[str, Any]
@@ -132,6 +135,7 @@ def _begin(job: Job, out: Path, resume: bool, deliver_files: bool) -> tuple[Path
             "chance": 1 / len(splits.train.classes) if job.metric is ACCURACY else 0.0,
         },
         "classes": list(splits.train.classes) if job.metric is ACCURACY else [],
+        "fingerprints": prints,
         "data": {
             "train": len(splits.train.labels),
             "labelled": int((splits.train.labels >= 0).sum()),
@@ -228,10 +232,30 @@ def _train_all(
     save_student(student, place / "student", job.splits.train.classes)
     rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].answers for name, done in outcomes.items()}
     _write_predictions(job, place, rows)
+    if isinstance(job.splits.test, Blocks):
+        _write_completions(job, place, student, chosen.seed)
     if job.quantizes:
         _quantize(job, student, place, result, log, track, resume)
     folder.write_json(place / folder.RESULT, result)  # with it, what was trained is whole: see _again
     return student
+
+
+def _write_completions(job: Job, place: Path, student: Model, seed: int) -> None:
+    """completions.json: how teacher, baseline and student write on from the same beginnings."""
+    blocks, expected = job.splits.test, student.input
+    assert isinstance(blocks, Blocks)
+    assert isinstance(expected, TextInput)
+    models = {TEACHER: job.teacher}
+    saved = checkpoint.load(place_of(place, BASELINE, seed) / "final.pt")
+    if saved is not None:
+        models[BASELINE] = job.student(seed, BASELINE)
+        models[BASELINE].module.load_state_dict(saved["student"])
+    models[STUDENT] = student
+    begun = prompts(blocks, expected.length)
+    vocabulary = blocks.vocabulary or len(expected.tokenizer)
+    written = {name: complete(model.module, expected, begun, vocabulary) for name, model in models.items()}
+    texts = [expected.tokenizer.decode(ids) for ids in begun]
+    folder.write_json(place / "completions.json", {"prompts": texts, "models": written})
 
 
 def _quantize(

@@ -49,12 +49,18 @@ TERM_LOSSES: dict[str, Loss] = {
 CHANNEL_FREE = frozenset({attention_transfer, attention_kl, attention_relation, sp, rkd, pkt, cc, cka, nst})
 """Losses that take student and teacher of different widths: they pool channels or heads away, or compare samples."""
 
+ROW_WISE = frozenset(
+    {kl, reverse_kl, jensen_shannon, skewed_kl, skewed_reverse_kl, dkd, nkd, binary_kl, regression, cross_entropy}
+)
+"""Losses over logits that are sums over rows: they can be made a chunk at a time."""
+
 OF_SAMPLES = frozenset({sp, rkd, pkt, cc, cka, crd})
 """Losses that compare the samples of a batch with each other: of a text, they take the mean of its tokens."""
 
 __all__ = [
     "CHANNEL_FREE",
     "OF_SAMPLES",
+    "ROW_WISE",
     "SOFT_LOSSES",
     "TERM_LOSSES",
     "Loss",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from edgestill.models.hugging_face import transformers
 from edgestill.models.model import Expected, Model
@@ -28,12 +29,7 @@ def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
         model.module.save_pretrained(folder)  # type: ignore[operator]
         spec = "hf:."
     else:
-        # clones: safetensors refuses tensors that share memory, as tied weights do
-        state = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in model.module.state_dict().items()
-        }
-        save_file(state, folder / "model.safetensors")
+        save_weights(model.module, folder / "model.safetensors")
     if ".py:" in spec:
         path, _, function = spec.rpartition(":")
         if model.source is None:
@@ -43,6 +39,16 @@ def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
         spec = f"model.py:{function}"
     about = {"model": spec, "options": model.options, "input": _written(model.input), "classes": list(classes)}
     (folder / STUDENT_FILE).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Writes a module's weights as safetensors."""
+    # clones: safetensors refuses tensors that share memory, as tied weights do
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+    }
+    save_file(state, path)
 
 
 def _written(expected: Expected) -> dict[str, Any]:

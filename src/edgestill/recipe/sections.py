@@ -88,6 +88,9 @@ class Fit(Section):
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has Nesterov momentum 0.9. adamw for texts.")
     lr: Rate = Field(0.1, description="Peak learning rate; 5e-4 for texts.")
     weight_decay: NonNegative = Field(5e-4, description="Decoupled for adamw, L2 for sgd; 0.01 for texts.")
+    keep: bool = Field(
+        False, description="Keep the fitted teacher in the cache, for later runs that would fit it all the same."
+    )
 
 
 Trust = Annotated[bool, Field(description="Run the code that a Hugging Face model brings along: read it first.")]

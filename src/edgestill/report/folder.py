@@ -31,6 +31,7 @@ class Folder:
     pixels: NDArray[np.uint8]  # [K, H, W, 1 or 3]
     indices: NDArray[np.int64]  # [K] into the test set
     texts: list[str]  # [K], in place of pixels
+    completions: dict[str, Any]  # of language models: prompts, and by model what it wrote on
 
 
 def read(run: Path) -> Folder:
@@ -56,6 +57,7 @@ def read(run: Path) -> Folder:
         pixels=pixels,
         indices=indices,
         texts=texts,
+        completions=_object(run / "completions.json"),
     )
 
 

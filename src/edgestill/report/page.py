@@ -62,9 +62,19 @@ def _context(folder: Folder) -> dict[str, Any]:
         "class_table": _class_table(found) if found else None,
         "many_classes": len(result.get("classes") or []) > classes.SHOWN,
         "examples": examples.cards(folder, [name for name in compared if name != "baseline"]),
+        "completions": _completions(folder),
         "measured": _measured(result),
         **_how(folder),
     }
+
+
+def _completions(folder: Folder) -> list[dict[str, Any]]:
+    """A prompt each, with what every model wrote on."""
+    models = folder.completions.get("models") or {}
+    return [
+        {"prompt": prompt, "written": [(name, texts[place]) for name, texts in models.items()]}
+        for place, prompt in enumerate(folder.completions.get("prompts") or [])
+    ]
 
 
 def _layer_maps(result: dict[str, Any]) -> list[dict[str, Any]]:

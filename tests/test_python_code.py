@@ -26,7 +26,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGESTILL_CACHE", str(folder / "cache"))
         for name, more in (("first", []), ("second", ["train.epochs=0.03"])):
-            job.run(load_recipe("python-code", [*SMALL, *more]), folder / name, track=progress.silent)
+            made = load_recipe("python-code", [*SMALL, *more])
+            job.run(made, folder / name, track=progress.silent, deliver_files=name == "first")
     return folder / "first", folder / "second"
 
 

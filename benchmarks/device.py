@@ -22,7 +22,6 @@ from edgestill import deliver, progress, quantization
 from edgestill.assemble import Job, assemble
 from edgestill.bench.host import Artifact, bench
 from edgestill.data.images import spaced
-from edgestill.evaluate.classification import inputs
 from edgestill.export.formats import FORMATS, Format
 from edgestill.export.verify import opened
 from edgestill.recipe import load_recipe
@@ -93,7 +92,7 @@ def table(job: Job, result: dict, run: Path, options: argparse.Namespace, folder
         files[name] = (deliver.format_of(artifact["name"]), run / artifact["path"])
         scores[name] = (artifact["quality"], len(labels), percent(artifact["agreement"]))
     places = spaced(len(labels), options.teacher_images)
-    images = inputs(job.splits.test, places, job.teacher.input)
+    images = job.splits.test.inputs(places, job.teacher.input)
     with torch.no_grad():
         module = job.teacher.module.eval()
         in_torch = torch.cat([module(rows) for rows in torch.from_numpy(images).split(250)]).argmax(1).numpy()
@@ -103,7 +102,7 @@ def table(job: Job, result: dict, run: Path, options: argparse.Namespace, folder
         quality, agreement = float((found == labels[places]).mean()), float((found == in_torch).mean())
         scores[f"teacher {format_}"] = (quality, len(places), percent(agreement))
     # Channels last, 0…255: the int8 file's own scale and zero point make pixel − 128 of it.
-    pixels = job.splits.test.pixels[np.arange(len(labels))].astype(np.float32)
+    pixels = job.splits.test.images.pixels[np.arange(len(labels))].astype(np.float32)
     for precision, file in REFERENCES.items():
         name, path = f"MLPerf Tiny {precision}", options.reference / file
         files[name] = (FORMATS["litert"], path)
@@ -111,8 +110,8 @@ def table(job: Job, result: dict, run: Path, options: argparse.Namespace, folder
         scores[name] = (float(right.mean()), len(labels), "")
     some = spaced(len(labels), LATENCY_IMAGES)
     kinds = {
-        "student": inputs(job.splits.test, some, job.student(0).input),
-        "teacher": inputs(job.splits.test, some, job.teacher.input),
+        "student": job.splits.test.inputs(some, job.student(0).input),
+        "teacher": job.splits.test.inputs(some, job.teacher.input),
         "MLPerf": pixels[some],
     }
     samples = {name: kinds[name.split()[0]] for name in files}

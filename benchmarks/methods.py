@@ -26,7 +26,7 @@ from edgestill import folder, progress
 from edgestill.assemble import BASELINE, STUDENT, Job, assemble
 from edgestill.data.images import spaced
 from edgestill.data.splitting import subset
-from edgestill.evaluate.classification import accuracy, logits, predictor
+from edgestill.evaluate.metric import predictor
 from edgestill.evaluate.paired import over_seeds
 from edgestill.models import Model, forward
 from edgestill.objective import Objective, Parts
@@ -144,7 +144,9 @@ def train(options: argparse.Namespace) -> None:
             arm.step(step, batch, signal)
     test = base.splits.test
     quality = {
-        arm.name: accuracy(logits(predictor(arm.student.module, CPU), test, arm.student.input), test.labels)
+        arm.name: base.metric.quality(
+            base.metric.answers(predictor(arm.student.module, arm.student.input, CPU), test, arm.student.input), test
+        )
         for arm in arms
     }
     balanced = {arm.name: arm.objective.balances for arm in arms if arm.objective.balances}

@@ -156,7 +156,10 @@ def _cut(job: Job) -> dict[str, int]:
     if isinstance(expected, ImageInput):
         return {}
     splits = {name: getattr(job.splits, name) for name in ("train", "validation", "test")}
-    found = {name: samples.encoded(expected).cut for name, samples in splits.items() if hasattr(samples, "encoded")}
+    found = {
+        name: samples.encoded(expected).cut if isinstance(samples, Sequences) else samples.cut
+        for name, samples in splits.items()
+    }
     return {name: count for name, count in found.items() if count}
 
 

@@ -17,7 +17,7 @@ from edgestill.recipe import IMAGES, Recipe
 from edgestill.tasks.images import ImageSamples, Views
 from edgestill.tasks.samples import Samples
 from edgestill.tasks.sequences import Sequences
-from edgestill.tasks.tokens import packed
+from edgestill.tasks.tokens import conversations, packed
 from edgestill.train import Track
 
 _log = logging.getLogger("edgestill")
@@ -60,7 +60,7 @@ def image_splits(recipe: Recipe, track: Track) -> Splits:
 
 def load_text_splits(recipe: Recipe) -> dict[str, Texts]:
     """The splits of texts as they are read."""
-    label = recipe.data.label if recipe.task == "text-classification" else "none"
+    label = {"language-modeling": "none", "instruction": "messages"}.get(recipe.task, recipe.data.label)
     return load_texts(
         _named(recipe, ENDINGS),
         columns={str(name): column for name, column in recipe.data.columns.items()},
@@ -84,15 +84,21 @@ def sequence_splits(recipe: Recipe, loaded: dict[str, Texts]) -> Splits:
 
 
 def block_splits(recipe: Recipe, loaded: dict[str, Texts], expected: TextInput, vocabulary: int) -> Splits:
-    """Texts packed into blocks of tokens."""
-    blocks = {name: replace(packed(texts, expected), vocabulary=vocabulary) for name, texts in loaded.items()}
+    """Texts packed into blocks of tokens, or a block for each conversation."""
+    made = conversations if recipe.task == "instruction" else packed
+    blocks = {name: replace(made(texts, expected), vocabulary=vocabulary) for name, texts in loaded.items()}
     for name, split in blocks.items():
         if name != "train" and not len(split):
             raise UserError(f"data: the {name} split has no two tokens to learn from: {split.source}")
+        if split.cut and recipe.data.too_long == "refuse":
+            raise UserError(
+                f"data: {split.cut} conversations of {split.source} have more tokens than data.length, "
+                f"{expected.length}; raise it, or set data.too_long to cut"
+            )
     needed = recipe.train.batch_size
     if len(blocks["train"]) < needed:
         raise UserError(
-            f"data: the training split packs to {len(blocks['train'])} blocks of {expected.length} tokens, less than a "
+            f"data: the training split makes {len(blocks['train'])} blocks of {expected.length} tokens, less than a "
             f"batch of {needed}: give more text, or lower data.length or train.batch_size"
         )
     check_apart(blocks)

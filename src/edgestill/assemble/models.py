@@ -102,7 +102,7 @@ def text_model(
 
 def head(recipe: Recipe) -> Head:
     """What the models of a text task put out."""
-    if recipe.task == "language-modeling":
+    if recipe.task in ("language-modeling", "instruction"):
         return "tokens"
     return "number" if recipe.data.label == "number" else "classes"
 

@@ -25,6 +25,9 @@ COLUMNS = {
     "text": ("text", "sentence", "sentence1"),
     "text_pair": ("text_pair", "sentence2"),
     "label": ("label", "labels"),
+    "messages": ("messages", "conversations"),
+    "prompt": ("prompt", "question", "instruction"),
+    "response": ("response", "answer", "output"),
 }
 """What a column is called where the recipe does not say; the first is the standard name."""
 
@@ -105,7 +108,9 @@ def load_texts(
             such files, a Hub id, a function of no arguments, which returns a list of texts or a dict of columns.
         columns: the names of the columns `text`, `text_pair` and `label`, where they are not called so. A number is the
             place of a column, counted from 0, in csv and tsv files without a header.
-        label: what labels are: "class", "number", or "none", which reads texts alone.
+        label: what labels are: "class", "number", or "none", which reads texts alone; with "messages" a text is a
+            conversation as JSON, a list of {role, content}, from a column of such lists, or from two, `prompt` and
+            `response`.
         cache: folder for tables; by default `$EDGESTILL_CACHE`, or ~/.cache/edgestill.
 
     Raises UserError for what is missing, empty or not text, with the row; for a class that training data lacks.
@@ -153,10 +158,13 @@ def _read(spec: object, split: str, columns: dict[str, str | int], label: str, c
     table, names = _table(spec, split, source, columns, cache)
     if not table or not len(next(iter(table.values()))):
         raise UserError(f"the {split} split needs texts; {source} has none")
-    texts = _column(table, "text", columns, source)
-    assert texts is not None
-    pairs = _column(table, "text_pair", columns, source)
-    column = _name(table, "label", columns, source)
+    if label == "messages":
+        texts, pairs, column = _conversations(table, columns, source), None, None
+    else:
+        found_texts = _column(table, "text", columns, source)
+        assert found_texts is not None
+        texts, pairs = found_texts, _column(table, "text_pair", columns, source)
+        column = _name(table, "label", columns, source)
     written = list(table[column]) if column is not None and label != "none" else [None] * len(texts)
     if label == "class":
         known = names.get(column) if column is not None else None
@@ -164,6 +172,36 @@ def _read(spec: object, split: str, columns: dict[str, str | int], label: str, c
     else:
         labels, found = np.zeros(len(texts), np.int64), None
     return _Read(texts, pairs, written, labels, found, source)
+
+
+def _conversations(table: Mapping[str, Any], columns: dict[str, str | int], source: str) -> list[str]:
+    """Each row's conversation as JSON."""
+    name = _name(table, "messages", columns, source)
+    if name is None:
+        sides = [_column(table, what, columns, source) for what in ("prompt", "response")]
+        if None in sides:
+            raise UserError(
+                f"{source} needs a column 'messages', or 'prompt' and 'response'; its columns are "
+                f"{', '.join(map(repr, table)) or 'none'}: name the right ones in data.columns"
+            )
+        rows = [
+            [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            for prompt, response in zip(sides[0] or (), sides[1] or (), strict=True)
+        ]
+        return [json.dumps(row, ensure_ascii=False) for row in rows]
+    for row, messages in enumerate(table[name]):
+        fits = isinstance(messages, list) and all(
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in messages
+        )
+        if not fits or not any(message["role"] == "assistant" for message in messages):
+            raise UserError(
+                f"{source}: column {name!r} needs lists of {{role, content}} with a message of the assistant's; "
+                f"row {row} has {str(messages)[:60]!r}"
+            )
+    return [json.dumps(messages, ensure_ascii=False) for messages in table[name]]
 
 
 def _name(table: Mapping[str, Any], what: str, columns: dict[str, str | int], source: str) -> str | None:

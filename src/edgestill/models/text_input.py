@@ -1,6 +1,6 @@
 """What a text model expects, and texts as it takes them. N samples, T tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,39 @@ class TextInput:
         starts = np.concatenate([[0], np.cumsum([len(ids) for ids in rows])]).astype(np.int64)
         types = None if kinds is None else np.concatenate(kinds).astype(np.uint8)
         return Encoded(np.concatenate(rows).astype(np.int32), starts, types, cut)
+
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[int]]:
+        """A conversation as the tokenizer's chat template writes it: its token ids, and beside each how many bytes of
+        an answer of the assistant's begin with it; −1 for tokens that are none of its answers'.
+
+        Raises UserError for a tokenizer without a chat template, and for one that changes what was written before."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise UserError(
+                f"{type(self.tokenizer).__name__} has no chat template, which says how a conversation is written: save "
+                "one beside the model, as chat_template.jinja"
+            )
+
+        def written(count: int, asked: bool) -> list[int]:
+            made = self.tokenizer.apply_chat_template(
+                list(messages[:count]), add_generation_prompt=asked, tokenize=True, return_dict=False
+            )
+            return [int(token) for token in made]
+
+        ids = written(len(messages), False)
+        sizes = [-1] * len(ids)
+        for place, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before, through = written(place, True), written(place + 1, False)
+            if ids[: len(before)] != before or ids[: len(through)] != through:
+                raise UserError(
+                    f"the chat template of {type(self.tokenizer).__name__} writes earlier messages otherwise once "
+                    "others follow: their answers cannot be told apart"
+                )
+            sizes[len(before) : len(through)] = [0] * (len(through) - len(before))
+            if len(through) > len(before):
+                sizes[len(before)] = len(message["content"].encode())
+        return ids, sizes
 
     def plain(self, texts: Sequence[str]) -> tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int64]]]:
         """The token ids of each text, without special tokens and uncut; and how many bytes of UTF-8 each token ends.

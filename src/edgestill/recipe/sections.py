@@ -31,6 +31,8 @@ from edgestill.recipe.values import (
     share_or_split,
 )
 
+Column = Literal["text", "text_pair", "label", "messages", "prompt", "response"]
+
 
 class Data(Section):
     source: str | None = Field(None, description="A folder, Hub id or file.py:function that has the splits.")
@@ -46,7 +48,7 @@ class Data(Section):
         None,
         description="Labels kept a class for the arms; the rest is unlabelled. A teacher fitted by the run sees all.",
     )
-    columns: dict[Literal["text", "text_pair", "label"], str | NonNegativeInt] = Field(
+    columns: dict[Column, str | NonNegativeInt] = Field(
         default_factory=dict,
         description="What the columns of texts are called where not so; a number is a place in a file without header.",
     )

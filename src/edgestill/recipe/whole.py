@@ -46,7 +46,7 @@ from edgestill.recipe.values import (
 class Recipe(Section):
     """A run, whole: what to distil from what on which data, how, and what must come out."""
 
-    task: Literal["image-classification", "text-classification", "language-modeling"] = Field(
+    task: Literal["image-classification", "text-classification", "language-modeling", "instruction"] = Field(
         description="What the model does."
     )
     data: Annotated[Data, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)] = Field(
@@ -83,7 +83,7 @@ class Recipe(Section):
         usual: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.01}
         numbers = isinstance(given.get("data"), dict) and given["data"].get("label") == "number"
         distill: dict[str, Any] = {"loss": "regression"} if numbers else {}
-        if given["task"] == "language-modeling":
+        if given["task"] in ("language-modeling", "instruction"):
             distill = {"temperature": 1.0}
         made = given | {"export": given.get("export", [*TEXT_FORMATS])}
         for key, defaults in (("train", usual | {"clip": 1.0}), ("distill", distill)):
@@ -123,8 +123,8 @@ class Recipe(Section):
             raise ValueError(f"distill.loss: labels are numbers, for which it is regression or none; {loss} came")
         if numbers and train.label_smoothing:
             raise ValueError("train.label_smoothing: labels are numbers, which are not smoothed")
-        if self.task == "language-modeling" and data.labels_per_class is not None:
-            raise ValueError("data.labels_per_class: language-modeling has no labels")
+        if self.task != "text-classification" and data.labels_per_class is not None:
+            raise ValueError(f"data.labels_per_class: {self.task} has no labels")
         return self
 
     @model_validator(mode="after")

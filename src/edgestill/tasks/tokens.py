@@ -1,6 +1,6 @@
 """Batches of texts with an answer for each token: the next one. Shapes: N blocks, B batch, T tokens, V vocabulary."""
 
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -105,15 +105,24 @@ def packed(texts: Texts, expected: TextInput) -> Blocks:
     return Blocks(ids, starts, ends, in_bytes, texts.fingerprint, texts.source)
 
 
-def conversations(
-    rows: Sequence[Sequence[int]], learned: Sequence[Sequence[bool]], sizes: Sequence[NDArray[np.int64]], texts: Texts
-) -> Blocks:
-    """A block for each conversation, of which only some tokens are learned."""
-    ends = np.cumsum([len(row) for row in rows]).astype(np.int64)
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    ids = np.concatenate([np.asarray(row, np.int32) for row in rows])
-    chosen = np.concatenate([np.asarray(row, np.bool_) for row in learned])
-    return Blocks(ids, starts, ends, np.concatenate(sizes), texts.fingerprint, texts.source, chosen)
+def conversations(texts: Texts, expected: TextInput) -> Blocks:
+    """A block for each conversation, of which the assistant's answers are learned; cut to the model's length. One whose
+    answers all lie behind that is left out."""
+    rows, sizes, cut = [], [], 0
+    for text in texts.texts:
+        ids, in_bytes = expected.conversation(json.loads(text))
+        cut += len(ids) > expected.length + 1
+        if any(size >= 0 for size in in_bytes[1 : expected.length + 1]):
+            rows.append(np.asarray(ids[: expected.length + 1], np.int32))
+            sizes.append(np.asarray(in_bytes[: expected.length + 1], np.int64))
+    ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+    ids_of_all = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+    in_bytes_of_all = np.concatenate(sizes) if sizes else np.zeros(0, np.int64)
+    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if rows else ends
+    return Blocks(
+        ids_of_all, starts, ends, np.maximum(in_bytes_of_all, 0), texts.fingerprint, texts.source,
+        learned=in_bytes_of_all >= 0, cut=cut,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -549,7 +549,7 @@ def test_the_assistants_tokens_alone_are_learned(tmp_path: Path) -> None:
     [
         ("made.chat_template = None", [], "has no chat template, which says how a conversation is written"),
         (
-            "made.chat_template = '{{ messages | length }}'",
+            "made.chat_template = '{{ messages[-1].content }}'",
             [],
             "writes earlier messages other",
         ),

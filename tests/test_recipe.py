@@ -249,7 +249,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["digit", "nowhere/recipe.yaml", "."])
 def test_a_recipe_that_is_not_there_is_refused_with_the_built_in_ones(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no recipe file .*built-in one \(cifar10-resnet8, digits\)") as refused:
+    with pytest.raises(UserError, match=r"no recipe file .*\(cifar10-resnet8, digits, python-code\)") as refused:
         load_recipe(name)
     assert ("did you mean 'digits'?" in str(refused.value)) == (name == "digit")
 

@@ -325,13 +325,13 @@ task: text-classification
 data: {{source: ., columns: {{text: a, label: score}}, label: number}}
 teacher: {{model: "{NETS}:bert", fit: {{epochs: 20, lr: 3e-3}}}}
 student: {{model: "{NETS}:distilbert"}}
-train: {{epochs: 20, lr: 3e-3}}
-export: [onnx]
+train: {{epochs: 15, lr: 3e-3}}
 """
-    result = job.run(load_recipe(written(tmp_path, text)), tmp_path / "run", track=progress.silent)
+    recipe = load_recipe(written(tmp_path, text))
+    result = job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)
     assert result["metric"]["name"] == "correlation"
     assert result["teacher"]["quality"] > 0.8
-    assert result["artifacts"][0]["quality"] == pytest.approx(result["arms"]["student"]["mean"], abs=1e-5)
+    assert result["arms"]["student"]["mean"] > 0.6
 
 
 def test_two_sentences_and_two_tokenizers(tmp_path: Path) -> None:
@@ -577,3 +577,60 @@ def test_messages_are_read_as_they_are_published(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(json.dumps({"messages": messages[:1]}) + "\n")
     with pytest.raises(UserError, match="with a message of the assistant's; row 0 has"):
         load_texts({"train": str(tmp_path / "b.jsonl")}, label="messages")
+
+
+def test_terms_and_lengths_that_two_models_cannot_share_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(
+        f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport small_texts\n\n"
+        "def bert():\n    model, _ = small_texts.bert(vocab_size=24)\n"
+        "    return model, small_texts.tokenizer(('new',))\n\n"
+        "def short():\n    return small_texts.llama(max_position_embeddings=16)\n\n"
+        "def encoder():\n"
+        "    from transformers import BertConfig, BertLMHeadModel\n"
+        "    config = BertConfig(**small_texts.SHAPE, **small_texts.LONG, vocab_size=23, pad_token_id=0)\n"
+        "    return BertLMHeadModel(config), small_texts.tokenizer()\n\n"
+        "def swapped():\n    model, made = small_texts.bert()\n"
+        "    model.config.id2label = {0: 'pos', 1: 'neg'}\n    return model, made\n"
+    )
+    terms = CLASSES.replace("{from_teacher: {depth: 2}}", f'{{model: "{other}:bert"}}')
+    with pytest.raises(UserError, match="teacher and student split texts into other tokens, which terms cannot pair"):
+        assemble(load_recipe(written(tmp_path, terms)), progress.silent)
+    assemble(load_recipe(tmp_path / "recipe.yaml", ["distill.terms=[]"]), progress.silent)
+    shorter = TOKENS.replace("{from_teacher: {depth: 2}}", f'{{model: "{other}:short"}}').replace(", length: 32", "")
+    parts = assemble(load_recipe(written(tmp_path, shorter)), progress.silent)
+    assert parts.teacher.input.length == parts.student(0).input.length == 16
+    assert parts.splits.train.inputs(np.arange(1), parts.teacher.input).shape[2] == 16
+    encoder = TOKENS.replace(f"{NETS}:llama", f"{other}:encoder")
+    with pytest.raises(UserError, match="looks at the tokens behind the one that it answers: it is an encoder"):
+        assemble(load_recipe(written(tmp_path, encoder)), progress.silent)
+    swapped = CLASSES.replace(f"{NETS}:bert", f"{other}:swapped")
+    with pytest.raises(UserError, match=r"the same in another order; set teacher.classes=\[1, 0\]"):
+        assemble(load_recipe(written(tmp_path, swapped)), progress.silent)
+
+
+def test_a_length_of_the_width_of_a_head_is_no_attention_and_samples_are_counted_apart() -> None:
+    from edgestill.losses import attention_relation, hint, rkd
+    from edgestill.objective import Objective, Term
+    from edgestill.signals import Signal
+
+    values, pooled = torch.randn(4, 2, 8, 8), torch.randn(4, 16)
+    hidden, tokens = torch.randn(4, 8, 16), torch.ones(4, 8, dtype=torch.bool)
+    terms = {
+        "relation": Term(attention_relation, "v@values", "v@values"),
+        "pooled": Term(hint, "pooled", "pooled"),
+        "rkd": Term(rkd, "hidden", "hidden"),
+        "own": Term(lambda student, teacher: (student - teacher).square().mean(), "hidden", "hidden"),
+    }
+    student = {"v@values": values, "pooled": pooled, "hidden": hidden}
+    teacher = {name: torch.randn_like(tap) for name, tap in student.items()}
+    objective = Objective(alpha=0.5, terms=terms)
+    logits, labels = torch.randn(4 * 8, 5), torch.zeros(4 * 8).long()
+    signal = Signal(torch.randn(4 * 8, 5), teacher)
+    whole = objective(logits, labels, signal, student, tokens=tokens)
+    assert float(whole.values["pooled"]) == pytest.approx(float((pooled - teacher["pooled"]).square().mean()), rel=1e-5)
+    assert float(whole.values["own"]) == pytest.approx(float((hidden - teacher["hidden"]).square().mean()), rel=1e-5)
+    objective = Objective(alpha=0.5, terms={name: term for name, term in terms.items() if name != "own"})
+    counted = objective(logits, labels, signal, student, tokens=tokens, counts=(32, 32, 32, 4))
+    for name in ("relation", "pooled", "rkd", "hard", "soft"):
+        assert float(counted.values[name]) == pytest.approx(float(whole.values[name]), rel=1e-5), name

@@ -91,7 +91,7 @@ def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool) -> No
     """Fits the teacher in place on all training labels, or takes the one that another run fitted so, and kept."""
     fit = job.recipe.teacher.fit
     kept = _kept_teacher(job) if fit is not None and fit.keep else None
-    if kept is not None and kept.is_file():
+    if kept is not None and job.processes.first(kept.is_file):
         load_weights(job.teacher.module, kept)
         return
     _train(job, TEACHER, 0, job.teacher, None, out, log, track, resume)
@@ -111,6 +111,7 @@ def _kept_teacher(job: Job) -> Path:
         "data": job.splits.fit.fingerprint,
         "files": folder.contents(yaml.safe_dump({"teacher": recipe.teacher.model_dump(mode="json")})),
         "input": repr(job.teacher.input),
+        "vocabulary": getattr(job.splits.fit, "vocabulary", None),
         "torch": torch.__version__,
     }
     name = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()

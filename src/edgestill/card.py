@@ -15,8 +15,21 @@ def write(result: dict[str, Any]) -> str:
     lines += [f"A distilled {result['task']} model of {student['parameters']:,} parameters, made {result['date']}.", ""]
     lines += ["## Measured", "", *(f"- {line}" for line in summary(result)), ""]
     lines += _table(result)
-    lines += ["", "## Loading", "", "```python", *_loading(student["model"], student["options"]), "```", ""]
-    lines += ["Input normalisation and class names are in `edgestill.json`.", "", "## Licences", ""]
+    lines += [
+        "",
+        "## Loading",
+        "",
+        "```python",
+        *_loading(result["task"], student["model"], student["options"]),
+        "```",
+        "",
+    ]
+    lines += [
+        "Input normalisation, or the length of texts, and class names are in `edgestill.json`.",
+        "",
+        "## Licences",
+        "",
+    ]
     lines += [f"- {what}: {licence or _UNSTATED}" for what, licence in result["licences"].items()]
     return "\n".join(lines) + "\n"
 
@@ -26,12 +39,14 @@ def _table(result: dict[str, Any]) -> list[str]:
     artifacts, host = result.get("artifacts", []), result.get("bench", {}).get("host")
     if not artifacts:
         return []
-    columns = ["artifact", "numbers", "runtime", "accuracy", "agreement", "bytes", "p50 ms", "p50 ÷ teacher"]
+    metric = result["metric"]
+    shown = percent if metric["higher_is_better"] else "{:.4f}".format
+    columns = ["artifact", "numbers", "runtime", metric["name"], "agreement", "bytes", "p50 ms", "p50 ÷ teacher"]
     lines = [_row(columns), _row(["---"] * len(columns))]
     for artifact in artifacts:
         how, ratio = artifact.get("quantized"), artifact.get("latency_ratio")
         cells = [artifact["path"], f"{artifact['precision']}{f', {how}' if how else ''}", artifact["runtime"]]
-        cells += [percent(artifact["quality"]), percent(artifact["agreement"]), f"{artifact['bytes']:,}"]
+        cells += [shown(artifact["quality"]), percent(artifact["agreement"]), f"{artifact['bytes']:,}"]
         cells += [f"{artifact['latency_ms']['p50']:.3f}", "–" if ratio is None else f"{ratio:.3f}"]
         lines.append(_row(cells))
     lines += ["", "Agreement: with the float student. p50 ÷ teacher: over the float teacher's in the same runtime."]
@@ -42,12 +57,21 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _loading(spec: str, options: dict[str, Any]) -> list[str]:
+def _loading(task: str, spec: str, options: dict[str, Any]) -> list[str]:
     arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
     fill = [
         "from safetensors.torch import load_file",
         'module.load_state_dict(load_file("model.safetensors"))',
     ]
+    texts = {"text-classification": "AutoModelForSequenceClassification"}
+    texts |= dict.fromkeys(("language-modeling", "instruction"), "AutoModelForCausalLM")
+    if task in texts:
+        name = f"AutoTokenizer, {texts[task]}"
+        loads = [
+            f'{one} = {kind}.from_pretrained(".")'
+            for one, kind in (("tokenizer", "AutoTokenizer"), ("module", texts[task]))
+        ]
+        return [f"from transformers import {name}", *loads]
     if spec.startswith("hf:"):
         name = "AutoModelForImageClassification"
         return [f"from transformers import {name}", f'module = {name}.from_pretrained(".")']

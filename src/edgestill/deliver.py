@@ -229,7 +229,7 @@ def describe_artifacts(
         with opened(path, kind.runtime_file, cpu_threads(job.recipe), optimize, kind.torch) as answer:
             found = [outputs(answer, samples, BATCHES) for samples in stretches]
             answers[name] = job.metric.answers(
-                partial(_batched, answer), job.splits.test, student.model.input, batch=8 * job.metric.batch
+                partial(_batched, answer), job.splits.test, student.model.input, batch=_a_call(job)
             )
         entry = {
             "name": name,
@@ -253,6 +253,12 @@ def describe_artifacts(
             entry["quality_measured"] = f"graph optimisation {'on' if optimize else 'off'}"
         described.append(entry)
     return described, answers
+
+
+def _a_call(job: Job) -> int:
+    """Samples of the test set that a file is asked in one call: their answers pass through a file, and those of a
+    language model are large."""
+    return job.metric.batch if job.metric is BITS_PER_BYTE else 8 * job.metric.batch
 
 
 def _batched(answer: Callable[[NDArray[np.float32], int], NDArray[np.float32]], rows: NDArray[np.float32]) -> Any:

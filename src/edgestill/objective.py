@@ -155,13 +155,14 @@ class Objective(nn.Module):
             alpha, temperature, terms: in place of the objective's own, as a schedule sets them.
             mask: samples [B] that have a label, where labels are probabilities.
             counts: labelled samples and all samples of the whole batch, where this is a piece of one: what the hard
-                part and the others are divided by. Of texts also their tokens, for terms over these.
+                part and the others are divided by. Of texts also their tokens and how many texts they are, for terms
+                over these.
             indices: of the samples [B], for terms that remember them.
             tokens: of texts, which tokens [B, T] are no padding: taps count these alone.
         """
         divisors: list[dict[str, Any]] = [{"count": max(count, 1)} for count in counts] if counts else [{}, {}]
         labelled, samples, *rest = divisors
-        of_tokens = rest[0] if rest else samples
+        of_tokens, per_sample = rest if len(rest) == 2 else (samples, samples)
         alpha = self.alpha if alpha is None else alpha
         temperature = self.temperature if temperature is None else temperature
         active = self.terms if terms is None else terms
@@ -190,14 +191,18 @@ class Objective(nn.Module):
             if name in active and signal is not None:
                 student = _tapped(taps or {}, term.student, "student", name)
                 teacher = _tapped(signal.taps, term.teacher, "teacher", name)
-                divided = samples
+                given = {"labels": shared["labels"]} if "labels" in self._options[name] else {}
+                divided = per_sample
                 if tokens is not None and of_samples(term.loss):
                     student, teacher = averaged(student, tokens), averaged(teacher, tokens)
                 pair = (aligner(student), teacher) if term.module is None else aligner(student, teacher, indices)
-                given = {"labels": shared["labels"]} if "labels" in self._options[name] else {}
                 if tokens is not None and not of_samples(term.loss):
-                    pair, given["mask"] = by_token(pair[0], pair[1], tokens)
-                    divided = of_tokens
+                    pair, valid = by_token(pair[0], pair[1], tokens, term.student_taps[0].endswith("@attention"))
+                    divided = per_sample if valid is None else of_tokens
+                    if valid is not None and "mask" in self._options[name]:
+                        given["mask"] = valid
+                    elif valid is not None:  # a loss without a mask sees the valid tokens alone
+                        pair = (pair[0][valid], pair[1][valid])
                 values[name] = term.loss(*pair, **given, **divided)
                 weights[name] = self._weight(name)
         return Parts(values, weights)
@@ -359,18 +364,21 @@ def averaged(tap: Any, tokens: Tensor) -> Any:
     return wide(tap, tokens).sum(1) / tokens.sum(1, keepdim=True).clamp(min=1)
 
 
-def by_token(student: Tensor, teacher: Tensor, tokens: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Taps of texts as a loss takes them whose samples are tokens, and which of these are valid.
+def by_token(
+    student: Tensor, teacher: Tensor, tokens: Tensor, attention: bool
+) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    """Taps of texts as a loss takes them whose samples are tokens, and which of these are valid; None for taps that
+    have no tokens, whose samples are texts.
 
     Hidden states [B, T, D] become [B·T, D], attentions [B, A, T, S] become [B·T, A, 1, S]. Queries, keys and values
     [B, A, T, D] stay: a loss over their relations needs to know the tokens of each text.
     """
     if student.dim() == 3 and student.shape[:2] == tokens.shape:
         return (student.flatten(0, 1), teacher.flatten(0, 1)), tokens.flatten()
-    if student.dim() == 4 and student.shape[2:] == teacher.shape[2:] == (tokens.shape[1], tokens.shape[1]):
+    if attention:
         pair = (student.transpose(1, 2).flatten(0, 1).unsqueeze(2), teacher.transpose(1, 2).flatten(0, 1).unsqueeze(2))
         return pair, tokens.flatten()
-    return (student, teacher), tokens
+    return (student, teacher), tokens if student.dim() == 4 and student.shape[2] == tokens.shape[1] else None
 
 
 def layout(taps: Mapping[str, Tensor], path: str) -> Tensor:

@@ -44,7 +44,7 @@ from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
 from edgestill.evaluate.completions import complete, prompts
 from edgestill.evaluate.paired import Difference, over_samples, over_seeds, retained
-from edgestill.models import STUDENT_FILE, ImageInput, Model, TextInput, flops, load_weights, save_student
+from edgestill.models import STUDENT_FILE, ImageInput, Model, TextInput, flops, reload, save_student
 from edgestill.processes import connect
 from edgestill.recipe import Recipe, dump, load_recipe
 from edgestill.tasks.images import ImageSamples
@@ -195,7 +195,8 @@ def _train_all(
         return difficulty(job, track)
 
     ranks = job.processes.first(measure_teacher)
-    if job.unmeasured and recipe.student.weights is not None:  # the teacher had to be fitted first
+    begun = recipe.student.weights is not None or recipe.student.from_teacher is not None
+    if job.unmeasured and begun:  # the teacher had to be fitted first
         job = with_measured_maps(job, job.student(0))
     seconds["teacher"] = perf_counter() - started
 
@@ -444,9 +445,9 @@ def _again(
     torch.set_num_threads(cpu_threads(recipe))
     job = assemble(recipe, track)
     if (place / "teacher" / STUDENT_FILE).is_file():
-        load_weights(job.teacher.module, place / "teacher" / "model.safetensors")
+        reload(job.teacher, place / "teacher")
     student = job.student(0)
-    load_weights(student.module, place / "student" / "model.safetensors")
+    reload(student, place / "student")
     if needs is not _nothing and {artifact["name"] for artifact in result["artifacts"]} != {*deliver.names(job)}:
         raise UserError(
             f"{place / folder.RECIPE} asks for other artifacts than there are: `edgestill export {place}` makes them"

@@ -117,7 +117,7 @@ def train(
             state.optimizer.zero_grad(set_to_none=True)
             pieces = [batch] if options.accumulate == 1 else batch.pieces(options.accumulate)
             counts = Counts(*processes.total(batch.counts(student.input)))
-            samples, partial = counts.positions, counts if len(pieces) * processes.count > 1 else None
+            samples, partial = counts.samples, counts if len(pieces) * processes.count > 1 else None
             with WholeBatchNorm(processes) if processes.count > 1 else nullcontext():
                 parts = _backward(student, objective, teacher, pieces, settings, device, options.precision, partial)
             parts, stop = _summed(parts, asked(), state.parameters, processes)

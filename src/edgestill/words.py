@@ -78,13 +78,15 @@ def comparison(results: dict[str, Result]) -> str:
     for name, result in results.items():
         arms, artifact = result.get("arms", {}), judged_artifact(result)
         student = arms.get("student")
-        mean = [percent(arms[arm]["mean"]) if arm in arms else "–" for arm in ("baseline", "student")]
-        gained = points(student["difference"]["mean"]) if student and "difference" in student else "–"
-        teacher = percent(result["teacher"]["quality"]) if "teacher" in result else "–"
+        higher = result.get("metric", {}).get("higher_is_better", True)
+        shown, apart = (percent, points) if higher else (_number, _signed)
+        mean = [shown(arms[arm]["mean"]) if arm in arms else "–" for arm in ("baseline", "student")]
+        gained = apart(student["difference"]["mean"]) if student and "difference" in student else "–"
+        teacher = shown(result["teacher"]["quality"]) if "teacher" in result else "–"
         last: tuple[str, ...] = ("–",) * 4
         if artifact:
             p50 = f"{artifact['latency_ms']['p50']:.3f}"
-            last = (artifact["name"], percent(artifact["quality"]), f"{artifact['bytes']:,}", p50)
+            last = (artifact["name"], shown(artifact["quality"]), f"{artifact['bytes']:,}", p50)
         rows.append((name, teacher, *mean, gained, *last))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(

@@ -15,7 +15,7 @@ from edgestill.assemble.models import from_teacher, image_model, text_model
 from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
 from edgestill.evaluate.metric import Metric, predictor
 from edgestill.losses import SOFT_LOSSES, cross_entropy, regression
-from edgestill.models import Expected, ImageInput, Model
+from edgestill.models import Expected, ImageInput, Model, TextInput
 from edgestill.objective import Objective, Term
 from edgestill.processes import ALONE, Processes
 from edgestill.recipe import Phase as PhaseSection
@@ -23,6 +23,7 @@ from edgestill.recipe import Recipe
 from edgestill.schedule import Phase, Schedule, Settings
 from edgestill.students.classifier import Joint, classifier_model
 from edgestill.tasks.samples import Batch
+from edgestill.tasks.sequences import Sequences
 from edgestill.terms import Mapped, bound
 from edgestill.train import Options
 
@@ -58,11 +59,18 @@ class Job:
         if section.from_teacher is not None:
             return from_teacher(section.from_teacher, self.teacher, weights=arm != SCRATCH)
         if self.default_input is None:
-            return text_model(self.recipe, section, classes, getattr(self.teacher.input, "tokenizer", None))
+            assert isinstance(self.teacher.input, TextInput)
+            return text_model(self.recipe, section, classes, self._paired, self.teacher.input)
         model = image_model(section, len(classes), self.default_input)
         if section.classifier == "teacher":
             model, _ = classifier_model(model, self.teacher, copy=arm == STUDENT)
         return model
+
+    @property
+    def _paired(self) -> bool:
+        """Whether samples are two texts."""
+        train = self.splits.train
+        return isinstance(train, Sequences) and train.texts.pairs is not None
 
     @property
     def unmeasured(self) -> bool:

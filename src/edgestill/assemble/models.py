@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -60,10 +59,15 @@ def _outputs(role: str, model: Model) -> int:
     """How many classes a model puts out; UserError where it does not take the images or puts out something else."""
     try:
         with torch.no_grad():
-            shape = forward(model.module.eval(), example(model.input, 2)).shape
+            longest = getattr(model.input, "length", 0)  # positions may be fewer than a model says
+            shape = forward(model.module.eval(), example(model.input, 2, longest)).shape
     except Exception as error:
         size = model.input
-        sized = "token ids" if isinstance(size, TextInput) else f"images of {size.channels}×{size.size}×{size.size}"
+        sized = (
+            f"texts of {size.length} tokens"
+            if isinstance(size, TextInput)
+            else f"images of {size.channels}×{size.size}×{size.size}"
+        )
         raise UserError(f"the {role} {model.spec} does not take {sized}: {first_line(error)}") from error
     if len(shape) != 2:
         raise UserError(f"the {role} {model.spec} puts out {[*shape[1:]]}, not one number a class")
@@ -84,20 +88,35 @@ def check_outputs(role: str, model: Model, classes: Sequence[str]) -> None:
 
 
 def text_model(
-    recipe: Recipe, section: TeacherSection | StudentSection, classes: Sequence[str], tokenizer: Any
+    recipe: Recipe,
+    section: TeacherSection | StudentSection,
+    classes: Sequence[str],
+    pairs: bool,
+    teacher: TextInput | None = None,
 ) -> Model:
+    """A text model; a student has its `teacher`'s tokenizer unless it brings one, and of the same tokenizer as many
+    tokens of a text."""
     assert section.model is not None
-    return load_text_model(
+    model = load_text_model(
         section.model,
         head=head(recipe),
         classes=classes,
-        pairs="text_pair" in recipe.data.columns,
+        pairs=pairs,
         length=recipe.data.length,
         options=section.options,
         weights=section.weights,
-        tokenizer=tokenizer,
+        tokenizer=None if teacher is None else teacher.tokenizer,
         trust_remote_code=section.trust_remote_code,
     )
+    assert isinstance(model.input, TextInput)
+    if teacher is not None and teacher.fingerprint == model.input.fingerprint and teacher.length < model.input.length:
+        model.input = replace(model.input, length=teacher.length)
+    return model
+
+
+def alike(teacher: TextInput, student: TextInput) -> bool:
+    """Whether two models see a text as the same tokens."""
+    return (teacher.fingerprint, teacher.length) == (student.fingerprint, student.length)
 
 
 def head(recipe: Recipe) -> Head:
@@ -120,6 +139,8 @@ def shared_vocabulary(teacher: Model, student: Model) -> int:
     """How many ids both models put out logits for. UserError unless their tokenizers are one and the same, but for ids
     that stand for nothing, with which a vocabulary is padded."""
     sizes = [forward(model.module.eval(), example(model.input, 2)).shape[-1] for model in (teacher, student)]
+    for role, model in (("teacher", teacher), ("student", student)):
+        _refuse_looking_ahead(role, model)
     inputs = [model.input for model in (teacher, student)]
     assert isinstance(inputs[0], TextInput)
     assert isinstance(inputs[1], TextInput)
@@ -138,3 +159,45 @@ def shared_vocabulary(teacher: Model, student: Model) -> int:
             *sizes, min(sizes),
         )  # fmt: skip
     return min(sizes)
+
+
+def same_order(recipe: Recipe, role: str, model: Model, classes: Sequence[str]) -> None:
+    """UserError for a classifier whose classes have the data's names in another order."""
+    if role != "teacher" or recipe.teacher.classes is not None:
+        return
+    labels = getattr(getattr(model.module, "config", None), "id2label", None) or {}
+    named = {int(number): str(name) for number, name in labels.items()}
+    own = [named.get(number, "") for number in range(len(named))]
+    if set(own) == set(classes) and own != list(classes):
+        order = [own.index(name) for name in classes]
+        raise UserError(
+            f"the teacher {model.spec} has the classes {', '.join(own)}, the data {', '.join(classes)}: the same in "
+            f"another order; set teacher.classes={order}"
+        )
+
+
+def takes_length(role: str, model: Model) -> None:
+    """UserError for a model that does not take a text of as many tokens as it says."""
+    longest = example(model.input, 1, getattr(model.input, "length", 0))
+    try:
+        with torch.no_grad():
+            forward(model.module.eval(), longest)
+    except Exception as error:
+        raise UserError(
+            f"the {role} {model.spec} does not take texts of {longest.shape[1]} tokens: {first_line(error)}; set "
+            "data.length"
+        ) from error
+
+
+def _refuse_looking_ahead(role: str, model: Model) -> None:
+    """UserError for a model whose answer to a token depends on the next: it would be told what it is to predict."""
+    ids = example(model.input, 1)
+    other = ids.clone()
+    other[0, -1] = ids[0, 0]
+    with torch.no_grad():
+        first, second = (forward(model.module.eval(), rows)[0, :-1] for rows in (ids, other))
+    if not torch.allclose(first, second, atol=1e-4):
+        raise UserError(
+            f"the {role} {model.spec} looks at the tokens behind the one that it answers: it is an encoder, and no "
+            "language model"
+        )

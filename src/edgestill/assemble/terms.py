@@ -93,7 +93,9 @@ def terms_of(
 
 def trained(section: TeacherSection | StudentSection) -> bool:
     """Whether a model comes with weights, or is to be fitted first."""
-    return section.weights is not None or (isinstance(section, TeacherSection) and section.fit is None)
+    if isinstance(section, StudentSection):
+        return section.weights is not None or section.from_teacher is not None
+    return section.weights is not None or section.fit is None
 
 
 def _default_taps(model: Model, probe: Tensor, loss: str, every: bool) -> list[str]:
@@ -153,16 +155,22 @@ def _tapped(model: Model, taps: Sequence[str], probe: Tensor) -> dict[str, Tenso
 
 
 def check_losses(
-    objective: Objective, classes: int, examples: tuple[dict[str, Tensor], dict[str, Tensor]], in_pieces: bool
+    objective: Objective,
+    classes: int,
+    examples: tuple[dict[str, Tensor], dict[str, Tensor]],
+    in_pieces: bool,
+    tokens: Tensor | None = None,
 ) -> None:
     """Every loss once, on the taps of zeros: one that does not take them is refused before any work."""
     logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.long)
     if objective.hard_loss is regression:
         labels = torch.zeros(2, 1)
-    counts = (2, 2) if in_pieces else None  # accumulation and several processes divide by the count of the whole batch
+    counts = (
+        (2, 2, 16, 2) if in_pieces else None
+    )  # accumulation and several processes divide by the count of the whole batch
     signal, indices = Signal(logits, examples[1]), torch.arange(2)
     try:
-        parts = objective(logits, labels, signal, examples[0], alpha=0.5, counts=counts, indices=indices)
+        parts = objective(logits, labels, signal, examples[0], alpha=0.5, counts=counts, indices=indices, tokens=tokens)
         for name, value in parts.values.items():
             if value.dim() != 0:
                 raise ValueError(f"{name} gives {[*value.shape]}, not one number")

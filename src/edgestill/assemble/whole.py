@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,15 @@ import torch
 from edgestill.assemble.data import Splits, block_splits, image_splits, load_text_splits, sequence_splits
 from edgestill.assemble.job import STUDENT, TEACHER, Job
 from edgestill.assemble.models import (
+    alike,
     check_outputs,
     from_teacher,
     head,
     image_model,
+    same_order,
     selected,
     shared_vocabulary,
+    takes_length,
     text_model,
 )
 from edgestill.assemble.terms import check_losses, examples_of, terms_of, trained
@@ -73,7 +76,8 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     )  # fmt: skip
     in_pieces = recipe.train.accumulate * processes.count > 1
     outputs = 1 if recipe.data.label == "number" else len(parts.splits.train.classes)
-    check_losses(job.objective(STUDENT), outputs, examples, in_pieces)
+    tokens = torch.ones_like(probes[0], dtype=torch.bool) if isinstance(student.input, TextInput) else None
+    check_losses(job.objective(STUDENT), outputs, examples, in_pieces, tokens)
     job.schedule(STUDENT)
     return job
 
@@ -107,19 +111,32 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
     loaded = load_text_splits(recipe) if splits is None else {}
     torch.manual_seed(0)
     classes = loaded["train"].classes if splits is None else splits.train.classes
-    teacher = selected(recipe.teacher, text_model(recipe, recipe.teacher, classes, None), classes)
+    paired = any(texts.pairs is not None for texts in loaded.values())
+    teacher = selected(recipe.teacher, text_model(recipe, recipe.teacher, classes, paired), classes)
     assert isinstance(teacher.input, TextInput)
     if recipe.student.from_teacher is not None:
         student = from_teacher(recipe.student.from_teacher, teacher)
     else:
-        student = text_model(recipe, recipe.student, classes, teacher.input.tokenizer)
+        student = text_model(recipe, recipe.student, classes, paired, teacher.input)
+    assert isinstance(student.input, TextInput)
+    if student.input.fingerprint == teacher.input.fingerprint:  # what both take
+        teacher.input = replace(teacher.input, length=student.input.length)
     if head(recipe) == "tokens":
+        for role, model in ((TEACHER, teacher), (STUDENT, student)):
+            takes_length(role, model)
         vocabulary = shared_vocabulary(teacher, student)
         splits = splits or block_splits(recipe, loaded, teacher.input, vocabulary)
         return _Parts(splits, teacher, student, None, BITS_PER_BYTE)
+    terms = [*recipe.distill.terms, *(term for phase in recipe.phases for term in phase.terms or ())]
+    if terms and not alike(teacher.input, student.input):
+        raise UserError(
+            "distill.terms: teacher and student split texts into other tokens, which terms cannot pair: leave them "
+            "out, or take a student with the teacher's tokenizer"
+        )
     splits = splits or sequence_splits(recipe, loaded)
     for role, model in ((TEACHER, teacher), (STUDENT, student)):
         check_outputs(role, model, classes)
+        same_order(recipe, role, model, classes)
         _refuse_long(recipe, role, model, splits)
     return _Parts(splits, teacher, student, None, CORRELATION if recipe.data.label == "number" else ACCURACY)
 

@@ -54,6 +54,7 @@ def emulate(
     folder = find_root(root)
     if not len(inputs):
         raise UserError(f"emulating {artifact} needs at least one sample, got none: give real inputs")
+    kind = np.int64 if np.issubdtype(np.asarray(inputs).dtype, np.integer) else np.float32
     starts = range(0, len(inputs), BATCH)
     outputs = []
     try:
@@ -64,7 +65,7 @@ def emulate(
             ) as process,
         ):
             for start in track(starts, "emulating ARM", len(starts)):
-                np.save(f"{exchange}/inputs.npy", np.asarray(inputs[start : start + BATCH], dtype=np.float32))
+                np.save(f"{exchange}/inputs.npy", np.asarray(inputs[start : start + BATCH], dtype=kind))
                 process.ask(predict=f"{exchange}/inputs.npy", output=f"{exchange}/outputs.npy", batch=BATCH)
                 outputs.append(np.load(f"{exchange}/outputs.npy"))
     except ValueError as error:

@@ -44,13 +44,15 @@ def read_lists(files: list[Path]) -> tuple[list[str | None], list[Any] | None]:
 
 def read_text(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+        with file.open(encoding="utf-8-sig", newline=None) as stream:
+            return list(stream)  # lines end where the system says, not at every separator of Unicode
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as UTF-8 text: {first_line(error)}") from error
 
 
 def read_csv(file: Path, *, header: bool = True, **form: Any) -> tuple[list[str], list[Row]]:
     """Columns and rows of a csv file of some `form`; without a header, columns are called 0, 1, …"""
+    csv.field_size_limit(2**31 - 1)  # texts may be long
     reader = csv.reader(read_text(file), strict=True, **form)
     try:
         first = next(reader, [])

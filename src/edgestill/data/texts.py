@@ -122,6 +122,9 @@ def load_texts(
             raise UserError(f"a split is one of {', '.join(SPLITS)}; {split!r} came{closest(split, SPLITS)}")
     folder = Path(cache or os.environ.get("EDGESTILL_CACHE") or Path.home() / ".cache" / "edgestill").expanduser()
     read = {split: _read(spec, split, dict(columns or {}), label, folder) for split, spec in data.items()}
+    if len({part.pairs is None for part in read.values()}) > 1:
+        single = next(part.source for part in read.values() if part.pairs is None)
+        raise UserError(f"samples need to be one text or two in every split; {single} has no second one (text_pair)")
     if label == "class":
         classes, labels = agree_on_classes(read)
         values: dict[str, npt.NDArray[np.float32]] = {}

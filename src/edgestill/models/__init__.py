@@ -13,7 +13,7 @@ from edgestill.models.model import (
     select_classes,
     to_device,
 )
-from edgestill.models.saving import STUDENT_FILE, save_student, save_weights
+from edgestill.models.saving import STUDENT_FILE, reload, save_student, save_weights
 from edgestill.models.text_input import Encoded, TextInput
 from edgestill.models.texts import Head, load_text_model
 from edgestill.models.weights import load_weights
@@ -34,6 +34,7 @@ __all__ = [
     "load_text_model",
     "load_weights",
     "plain_logits",
+    "reload",
     "save_student",
     "save_weights",
     "select_classes",

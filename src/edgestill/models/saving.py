@@ -13,6 +13,7 @@ from torch import nn
 from edgestill.models.hugging_face import transformers
 from edgestill.models.model import Expected, Model
 from edgestill.models.text_input import TextInput
+from edgestill.models.weights import load_weights
 
 STUDENT_FILE = "edgestill.json"
 
@@ -39,6 +40,16 @@ def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
         spec = f"model.py:{function}"
     about = {"model": spec, "options": model.options, "input": _written(model.input), "classes": list(classes)}
     (folder / STUDENT_FILE).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def reload(model: Model, folder: Path) -> None:
+    """Fills a model with what `save_student` wrote of it."""
+    if isinstance(model.input, TextInput) and hasattr(model.module, "save_pretrained"):
+        transformers()
+        saved = type(model.module).from_pretrained(folder).float()  # type: ignore[attr-defined]
+        model.module.load_state_dict(saved.state_dict())
+    else:
+        load_weights(model.module, folder / "model.safetensors")
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from torch import nn
 
 from edgestill.errors import UserError, first_line
 from edgestill.functions import load_function
-from edgestill.models.hugging_face import text_model
+from edgestill.models.hugging_face import text_model, transformers
 from edgestill.models.model import Model
 from edgestill.models.saving import STUDENT_FILE
 from edgestill.models.text_input import INPUTS, TextInput
@@ -53,7 +54,8 @@ def load_text_model(
     options = dict(options or {})
     outputs = 1 if head == "number" else len(classes)
     if exists(Path(spec) / STUDENT_FILE):
-        spec = f"hf:{spec}"
+        spec, own_options, weights, tokenizer = _saved(Path(spec), weights, tokenizer)
+        options = own_options | options
     if spec.startswith("hf:"):
         module, own = text_model(spec[3:], head, classes, options, trust_remote_code)
     elif ".py:" in spec:
@@ -70,6 +72,19 @@ def load_text_model(
     return Model(module, spec, options, text_input(module, tokenizer, spec, LENGTH[head], pairs, length))
 
 
+def _saved(folder: Path, weights: Any, tokenizer: Any) -> tuple[str, dict[str, Any], Any, Any]:
+    """What a student's folder was saved as: a spec and its options, its weights and its tokenizer."""
+    try:
+        about = json.loads((folder / STUDENT_FILE).read_text())
+        spec, options = about["model"], about["options"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / STUDENT_FILE} does not describe a student: {first_line(error)}") from error
+    if ".py:" not in spec:
+        return f"hf:{folder}", {}, weights, tokenizer
+    own = transformers().AutoTokenizer.from_pretrained(folder)
+    return str(folder / spec), options, weights or folder / "model.safetensors", own
+
+
 def text_input(module: nn.Module, tokenizer: Any, spec: str, usual: int, pairs: bool, length: int | None) -> TextInput:
     """What a module with a tokenizer expects. UserError where the two do not belong together."""
     config: Any = getattr(module, "config", None)
@@ -83,13 +98,15 @@ def text_input(module: nn.Module, tokenizer: Any, spec: str, usual: int, pairs: 
         if tokenizer.eos_token is None:
             raise UserError(f"{spec}: its tokenizer has neither a padding nor an end-of-text token: give it one")
         tokenizer.pad_token = tokenizer.eos_token
-    if config is not None and getattr(config, "pad_token_id", None) is None:
+    if config is not None:  # a decoder finds the last token of a text by it
         config.pad_token_id = tokenizer.pad_token_id
     most = min(int(tokenizer.model_max_length), int(getattr(config, "max_position_embeddings", None) or 2**31))
     if length is not None and length > most:
         raise UserError(f"data.length: {spec} takes at most {most} tokens; {length} came")
     taken = inspect.signature(module.forward).parameters
     names = tuple(name for name in INPUTS if name in taken and (name != "token_type_ids" or pairs))
+    if INPUTS[0] not in names:
+        raise UserError(f"{spec}: its forward needs to take `input_ids`, and `attention_mask` where texts are padded")
     return TextInput(tokenizer, length or min(usual, most), names, _fingerprint(tokenizer))
 
 
@@ -118,5 +135,8 @@ def _embeddings(module: nn.Module) -> int | None:
 
 def _fingerprint(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    if backend is not None:  # how the last call cut and padded is no part of it
+        text = json.dumps(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
+    else:
+        text = repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.blake2b(f"{text}{tokenizer.special_tokens_map}".encode(), digest_size=16).hexdigest()

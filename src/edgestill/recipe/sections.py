@@ -19,6 +19,7 @@ from edgestill.recipe.values import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    Quality,
     Rate,
     Section,
     Side,
@@ -302,7 +303,7 @@ class Budget(Section):
     size: Size | None = Field(None, description="Largest file, as in 120 KB.")
     latency: Duration | None = Field(None, description="Largest median time of one sample, as in 2 ms.")
     memory: Size | None = Field(None, description="Largest peak memory over an empty model, as in 8 MB.")
-    quality: Fraction | None = Field(None, description="Smallest test quality: 0.87.")
+    quality: Quality | None = Field(None, description="Smallest test quality, 0.87; of bits per byte the largest.")
     runtime: Literal["onnxruntime", "executorch", "openvino", "litert"] | None = Field(
         None, description="Whose files the limits are for; all by default."
     )

@@ -122,6 +122,13 @@ Size = Annotated[str, BeforeValidator(as_value_error(parse_bytes, keep_text=True
 Duration = Annotated[str, BeforeValidator(as_value_error(parse_seconds, keep_text=True))]
 Fraction = Annotated[float, BeforeValidator(fraction), Field(ge=0, le=1), written(minimum=0)]
 SomeShare = Annotated[float, BeforeValidator(fraction), Field(gt=0, le=1), written(exclusiveMinimum=0)]
+Quality = Annotated[
+    float,
+    BeforeValidator(fraction),
+    Field(ge=0, allow_inf_nan=False),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": PERCENT.pattern}]}),
+]
+"""A share, or bits per byte."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -96,7 +96,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _of_the_task(self) -> "Recipe":
-        data, train = self.data, self.train
+        data, train, quality = self.data, self.train, self.budget.quality
+        if quality is not None and quality > 1 and self.task not in ("language-modeling", "instruction"):
+            raise ValueError(f"budget.quality: Input should be less than or equal to 1; {quality:g} came")
+        if self.teacher.classes is not None and self.student.from_teacher is not None:
+            raise ValueError("teacher.classes: a student of the teacher's blocks would have its other classes too")
         if self.task in IMAGES:
             for name, value in (("columns", data.columns), ("length", data.length)):
                 if value:

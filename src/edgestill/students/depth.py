@@ -61,6 +61,11 @@ def shallower(teacher: nn.Module, probe: Tensor, kept: Sequence[int], *, weights
             f"student.from_teacher: {type(teacher).__name__} is no Hugging Face model, of which blocks can be taken"
         )
     paths = blocks_of(teacher, probe)
+    if getattr(config, "num_hidden_layers", None) != len(paths):
+        raise UserError(
+            f"student.from_teacher: {type(teacher).__name__} has {len(paths)} blocks and runs "
+            f"{getattr(config, 'num_hidden_layers', 'no number of')} layers: shared blocks cannot be chosen from"
+        )
     parent = paths[0].rpartition(".")[0]
     try:
         student: nn.Module = type(teacher)(_with_blocks(config, len(paths), kept))

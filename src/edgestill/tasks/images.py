@@ -38,7 +38,8 @@ class Batch:
 
     def counts(self, expected: ImageInput) -> Counts:
         labelled = self.labels >= 0 if self.mask is None else self.mask
-        return Counts(int(labelled.sum()), len(self.indices), len(self.indices))
+        count = len(self.indices)
+        return Counts(int(labelled.sum()), count, count, count)
 
     def pieces(self, number: int) -> list["Batch"]:
         """The batch in `number` nearly equal pieces, fewer where it has fewer samples."""

@@ -13,11 +13,12 @@ from edgestill.data.splitting import Samples as Split
 
 
 class Counts(NamedTuple):
-    """What the parts of a loss are divided by: labelled positions, all positions, and valid tokens."""
+    """What the parts of a loss are divided by: labelled positions, all positions, valid tokens, and samples."""
 
     labelled: int
     positions: int
     tokens: int
+    samples: int
 
 
 class Batch(Protocol):

@@ -114,7 +114,8 @@ class Batch:
 
     def counts(self, expected: TextInput) -> Counts:
         labelled = int((self.samples.labels[self.indices] >= 0).sum())
-        return Counts(labelled, len(self.indices), int(self.samples.sizes(expected)[self.indices].sum()))
+        count, tokens = len(self.indices), int(self.samples.sizes(expected)[self.indices].sum())
+        return Counts(labelled, count, tokens, count)
 
     def pieces(self, number: int) -> list["Batch"]:
         parts = np.array_split(self.indices, min(number, len(self.indices)))

@@ -140,7 +140,8 @@ class Batch:
 
     def counts(self, expected: TextInput) -> Counts:
         learned = int((self.samples.targets(self.indices) >= 0).sum())
-        return Counts(learned, learned, int(self.samples.sizes(expected)[self.indices].sum()))
+        tokens = int(self.samples.sizes(expected)[self.indices].sum())
+        return Counts(learned, learned, tokens, len(self.indices))
 
     def pieces(self, number: int) -> list["Batch"]:
         parts = np.array_split(self.indices, min(number, len(self.indices)))

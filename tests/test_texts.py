@@ -634,3 +634,14 @@ def test_a_length_of_the_width_of_a_head_is_no_attention_and_samples_are_counted
     counted = objective(logits, labels, signal, student, tokens=tokens, counts=(32, 32, 32, 4))
     for name in ("relation", "pooled", "rkd", "hard", "soft"):
         assert float(counted.values[name]) == pytest.approx(float(whole.values[name]), rel=1e-5), name
+
+
+def test_the_taps_of_a_text_model_are_listed(classes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["taps", str(classes / "student")]) == 0
+    listed = capsys.readouterr().out
+    assert "bert.encoder.layer.1.attention.self@attention" in listed
+    assert main(["taps", f"{NETS}:llama", "--json"]) == 0
+    paths = [tap["path"] for tap in json.loads(capsys.readouterr().out)]
+    assert "model.layers.3" in paths
+    assert main(["taps", "hf:/nowhere"]) == 2
+    assert "no Hugging Face image classifier" in capsys.readouterr().err

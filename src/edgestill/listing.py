@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from edgestill.errors import UserError, first_line
-from edgestill.models import ImageInput, example, load_model
+from edgestill.models import Head, ImageInput, Model, TextInput, example, load_model, load_text_model
 from edgestill.taps import found
 
 SIDES = (3, 224, 224)
@@ -20,8 +20,8 @@ def taps_of(
     weights: str | None = None,
     every: bool = False,
 ) -> list[dict[str, Any]]:
-    """The taps of a model from its spec, in the order in which they are computed: their kind, path, shape with B for
-    the size of the batch, and the model's parameters up to there.
+    """The taps of a vision or text model from its spec, in the order in which they are computed: their kind, path,
+    shape with B for the size of the batch, and the model's parameters up to there.
 
     Args:
         classes: that the model is built for.
@@ -35,17 +35,34 @@ def taps_of(
     if sides is None and ".py:" not in spec:
         channels = 1  # a model that takes more declares it
     default = ImageInput(channels, height, mean=(0.0,), std=(1.0,))
-    model = load_model(spec, classes=classes, default=default, weights=weights, size=height if sides else None)
-    images = torch.zeros(2, channels, height, width) if sides else example(model.input, 2)
     try:
-        taps = found(model.module, images, every=every)
+        model = load_model(spec, classes=classes, default=default, weights=weights, size=height if sides else None)
+    except UserError as error:
+        model = _text_model(spec, classes, weights, error)
+    probe = torch.zeros(2, channels, height, width) if sides else example(model.input, 2)
+    try:
+        taps = found(model.module, probe, every=every)
     except Exception as error:
-        shape = "×".join(map(str, images.shape[1:]))
-        raise UserError(f"{spec} does not take images of {shape}: {first_line(error)}") from error
+        shape = "×".join(map(str, probe.shape[1:]))
+        what = "texts of 8 tokens" if isinstance(model.input, TextInput) else f"images of {shape}"
+        raise UserError(f"{spec} does not take {what}: {first_line(error)}") from error
     return [
-        {"kind": tap.kind, "path": tap.path, "shape": _shape(tap.shape, len(images)), "parameters": tap.parameters}
+        {"kind": tap.kind, "path": tap.path, "shape": _shape(tap.shape, len(probe)), "parameters": tap.parameters}
         for tap in taps
     ]
+
+
+def _text_model(spec: str, classes: int, weights: str | None, error: UserError) -> Model:
+    """The text model that a spec stands for; the error of the vision model that it was first taken for, where it is
+    neither. The taps of a classifier and of a language model of one family are called alike."""
+    names = [str(number) for number in range(classes)]
+    heads: tuple[Head, ...] = ("classes", "tokens")
+    for head in heads:
+        try:
+            return load_text_model(spec, head=head, classes=names, weights=weights)
+        except UserError:
+            continue
+    raise error
 
 
 def lines(taps: list[dict[str, Any]]) -> list[str]:

@@ -4,7 +4,9 @@
 
 The floor is the teacher's forward and the student's forward and backward, of logits whose gradient is given: no loss at
 all. edgestill's loop, with labels and soft labels, and the loss of TRL's GKD trainer at `lmbda=0` where it is installed
-(`pip install --no-deps trl`) take steps on the same batches by turns. Writes a dated page to benchmarks/results. B texts, T tokens, V ids.
+(`pip install --no-deps trl`) take steps on the same batches by turns. Writes a dated page to benchmarks/results.
+
+B texts, T tokens, V ids.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
 from edgestill.evaluate.metric import Metric, predictor
 from edgestill.models import ImageInput, Model, load_weights, save_weights, to_device
+from edgestill.paths import cache_folder
 from edgestill.progress import silent
 from edgestill.tasks.samples import Samples
 from edgestill.teachers.online import OnlineTeacher
@@ -115,8 +116,7 @@ def _kept_teacher(job: Job) -> Path:
         "torch": torch.__version__,
     }
     name = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()
-    cache = Path(os.environ.get("EDGESTILL_CACHE") or Path.home() / ".cache" / "edgestill").expanduser()
-    return cache / "teachers" / f"{name}.safetensors"
+    return cache_folder() / "teachers" / f"{name}.safetensors"
 
 
 def check_teacher(metric: Metric, quality: float, labels: NDArray[np.int64], teacher: Model) -> None:

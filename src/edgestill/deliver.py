@@ -25,12 +25,13 @@ from edgestill.data.images import spaced
 from edgestill.errors import UserError, first_line
 from edgestill.evaluate.tokens import BITS_PER_BYTE
 from edgestill.export import device, executorch, formats, litert, onnx, openvino
+from edgestill.export.device import BACKENDS
 from edgestill.export.formats import FORMATS, Format
 from edgestill.export.program import UnsupportedOperator, module_with
 from edgestill.export.verify import artifact_outputs, module_outputs, opened, outputs, parity, together
 from edgestill.models import Expected, ImageInput, Model, example, plain_logits
 from edgestill.quantize.integer import integer
-from edgestill.recipe import EMULATED, RUNTIMES
+from edgestill.recipe import EMULATED, RUNTIMES, Recipe
 from edgestill.runtimes.measure import artifact_files, hardware
 from edgestill.tasks.images import ImageSamples
 from edgestill.train import Track
@@ -43,7 +44,6 @@ SHORTEST = " at the shortest length"
 POST = "-post"
 """Behind the name of a format: the same file by post-training, beside the one that a quantize phase trained."""
 BATCHES = (1, 64)
-BACKENDS = {"onnx": onnx, "executorch": executorch, "openvino": openvino, "litert": litert}
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class Student:
 def check(job: Job) -> None:
     """Refuses, before any training, what would fail behind it: a student, or a teacher, with which latency is compared,
     of which a format's file cannot be made; another host that cannot be measured on."""
+    student = job.student(0)
     with tempfile.TemporaryDirectory() as folder:
         for backend in dict.fromkeys(FORMATS[name].backend for name in job.recipe.export):
-            for role, model in (("student", job.student(0)), ("teacher", job.teacher)):
+            for role, model in (("student", student), ("teacher", job.teacher)):
                 _try(FORMATS[backend], role, model, Path(folder))
     host = job.recipe.bench.host
     if host not in (None, EMULATED):
@@ -83,12 +84,12 @@ def format_of(name: str) -> Format:
     return FORMATS[name.removesuffix(POST)]
 
 
-def names(job: Job) -> list[str]:
+def names(recipe: Recipe) -> list[str]:
     """The artifacts of a run: those that the recipe asks for, a trained one with its post-training twin behind it."""
     found = []
-    for name in job.recipe.export:
+    for name in recipe.export:
         found.append(name)
-        if job.quantizes and FORMATS[name].how == "graph":
+        if recipe.phases[-1].fake_quantize and FORMATS[name].how == "graph":
             found.append(name + POST)
     return found
 
@@ -96,7 +97,7 @@ def names(job: Job) -> list[str]:
 def make_artifacts(job: Job, student: Student, out: Path, track: Track) -> dict[str, Path]:
     """Writes the run's artifacts to exports/, a folder each, with what a device needs to run them: name -> file."""
     made: dict[str, Path] = {}
-    for name in names(job):
+    for name in names(job.recipe):
         made[name] = out / "exports" / name / f"student{format_of(name).suffix}"
         made[name].parent.mkdir(parents=True, exist_ok=True)
     probe, names_in = probe_of(student.model.input)
@@ -142,8 +143,9 @@ def _explained(kind: Format, module: nn.Module, probe: Tensor, role: str = "stud
     try:
         yield
     except UnsupportedOperator as error:
-        where = module_with(error.operator, module, probe)
-        others = [name for name in BACKENDS if name != kind.backend and _takes(name, module, probe)]
+        of_images = probe.is_floating_point()  # texts have no other format
+        where = module_with(error.operator, module, probe) if of_images else ""
+        others = [name for name in BACKENDS if of_images and name != kind.backend and _takes(name, module, probe)]
         raise UserError(
             f"export: {kind.name} has no operator {error.operator}{f', which {where} needs' if where else ''}; "
             f"of the other formats installed {', '.join(others) or 'none'} take{'s' * (len(others) < 2)} the {role}"

@@ -2,13 +2,14 @@
 
 import hashlib
 import importlib.util
+import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgestill.errors import UserError, closest
+from edgestill.errors import UserError, closest, first_line
 from edgestill.paths import exists
 
 FUNCTION = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
@@ -45,3 +46,21 @@ def load_function(spec: str) -> Callable[..., Any]:
         known = [name for name in vars(sys.modules[module_name]) if not name.startswith("_")]
         raise UserError(f"{path} has no function {parts['name']!r}{closest(parts['name'], known)}")
     return function  # type: ignore[no-any-return]
+
+
+def model_of(spec: str, given: Mapping[str, Any], options: dict[str, Any]) -> Any:
+    """What the function of `file.py:function` makes of `options` and of those of `given` that it takes and that are not
+    None; these join the options, with which a saved model is made again.
+
+    Raises:
+        UserError: a function that cannot be called so, with what it raised.
+    """
+    function = load_function(spec)
+    taken = inspect.signature(function).parameters
+    arguments = {name: value for name, value in given.items() if name in taken and value is not None} | options
+    try:
+        made = function(**arguments)
+    except Exception as error:
+        raise UserError(f"{spec} cannot be called with {arguments}: {first_line(error)}") from error
+    options |= arguments
+    return made

@@ -189,23 +189,40 @@ class Objective(nn.Module):
             values |= {name: part(logits, slice(None)) for name, part in over_logits.items()}
         for (name, term), aligner in zip(self.terms.items(), self.aligners, strict=True):
             if name in active and signal is not None:
-                student = _tapped(taps or {}, term.student, "student", name)
-                teacher = _tapped(signal.taps, term.teacher, "teacher", name)
+                pair = (
+                    _tapped(taps or {}, term.student, "student", name),
+                    _tapped(signal.taps, term.teacher, "teacher", name),
+                )
                 given = {"labels": shared["labels"]} if "labels" in self._options[name] else {}
-                divided = per_sample
-                if tokens is not None and of_samples(term.loss):
-                    student, teacher = averaged(student, tokens), averaged(teacher, tokens)
-                pair = (aligner(student), teacher) if term.module is None else aligner(student, teacher, indices)
-                if tokens is not None and not of_samples(term.loss):
-                    pair, valid = by_token(pair[0], pair[1], tokens, term.student_taps[0].endswith("@attention"))
-                    divided = per_sample if valid is None else of_tokens
-                    if valid is not None and "mask" in self._options[name]:
-                        given["mask"] = valid
-                    elif valid is not None:  # a loss without a mask sees the valid tokens alone
-                        pair = (pair[0][valid], pair[1][valid])
-                values[name] = term.loss(*pair, **given, **divided)
+                values[name] = self._term(name, aligner, pair, given, tokens, indices, of_tokens, per_sample)
                 weights[name] = self._weight(name)
         return Parts(values, weights)
+
+    def _term(
+        self,
+        name: str,
+        aligner: nn.Module,
+        pair: tuple[Any, Any],
+        given: dict[str, Any],
+        tokens: Tensor | None,
+        indices: Tensor | None,
+        of_tokens: Mapping[str, Any],
+        per_sample: Mapping[str, Any],
+    ) -> Tensor:
+        """The value of a term on its taps: over samples, or over the valid tokens of texts."""
+        term, divided = self.terms[name], per_sample
+        whole = tokens is None or of_samples(term.loss)
+        if tokens is not None and whole:
+            pair = (averaged(pair[0], tokens), averaged(pair[1], tokens))
+        pair = (aligner(pair[0]), pair[1]) if term.module is None else aligner(*pair, indices)
+        if tokens is not None and not whole:
+            pair, valid = by_token(pair[0], pair[1], tokens, term.student_taps[0].endswith("@attention"))
+            divided = per_sample if valid is None else of_tokens
+            if valid is not None and "mask" in self._options[name]:
+                given = given | {"mask": valid}
+            elif valid is not None:  # a loss without a mask sees the valid tokens alone
+                pair = (pair[0][valid], pair[1][valid])
+        return term.loss(*pair, **given, **divided)
 
     @property
     def _row_wise(self) -> bool:

@@ -1,5 +1,6 @@
-"""Whether a path that a user named is there."""
+"""Whether a path that a user named is there, and where edgestill keeps what it can make again."""
 
+import os
 from pathlib import Path
 
 
@@ -13,3 +14,8 @@ def exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """The folder that is `given`, or `$EDGESTILL_CACHE`, or ~/.cache/edgestill."""
+    return Path(given or os.environ.get("EDGESTILL_CACHE") or Path.home() / ".cache" / "edgestill").expanduser()

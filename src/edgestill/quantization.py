@@ -14,10 +14,9 @@ from edgestill import checkpoint
 from edgestill.arms import Log, Outcome, place_of, train_arm
 from edgestill.assemble import QUANTIZED, Job
 from edgestill.export.formats import FORMATS
-from edgestill.models import ImageInput, Model, example, plain_logits
+from edgestill.models import Model, example, plain_logits
 from edgestill.processes import ALONE
 from edgestill.quantize.fake import calibrate, fake_quantized
-from edgestill.quantize.graph import export_program
 from edgestill.quantize.sensitivity import divergences, to_spare
 from edgestill.train import Track
 
@@ -28,16 +27,10 @@ TOLERANCE = 0.005
 
 def check(job: Job) -> None:
     """Refuses, before any training, a student that has no fixed graph of operators, layers to spare that it does not
-    have, and taps that its graph does not have."""
-    if not isinstance(job.teacher.input, ImageInput):
-        return
-    student = job.student(0)
-    asked = job.recipe.quantize.keep_float
+    have, and taps that its graph does not have, where it is to be quantized as a graph."""
     if job.quantizes or any(FORMATS[name].how == "graph" for name in job.recipe.export):
-        taps = _taps(job) if job.quantizes else []
-        _graph(student, () if asked == "auto" else asked, taps)
-    else:
-        export_program(plain_logits(student), example(student.input, 1))
+        asked = job.recipe.quantize.keep_float
+        _graph(job.student(0), () if asked == "auto" else asked, _taps(job) if job.quantizes else [])
 
 
 def calibration(job: Job, student: Model) -> list[Tensor]:
@@ -89,14 +82,12 @@ def is_trained(out: Path, seed: int) -> bool:
     return (place_of(out, QUANTIZED, seed) / "final.pt").is_file()
 
 
-def worse(job: Job, trained: float, calibrated: float) -> bool:
-    """Whether the phase for 8 bits made the student worse on validation than calibration alone, beyond noise."""
-    count = int((job.splits.validation.labels >= 0).sum())
-    return calibrated - trained > 2 * float(np.sqrt(max(calibrated * (1 - calibrated), 1 / count) / count))
-
-
-def advice(job: Job, trained: float, calibrated: float) -> str:
-    name = job.recipe.phases[-1].name
+def worse(job: Job, trained: float, calibrated: float) -> str | None:
+    """What is said where the phase for 8 bits left the student worse on validation than calibration alone, beyond
+    noise."""
+    count, name = int((job.splits.validation.labels >= 0).sum()), job.recipe.phases[-1].name
+    if calibrated - trained <= 2 * float(np.sqrt(max(calibrated * (1 - calibrated), 1 / count) / count)):
+        return None
     return (
         f"the phase {name} made the student in 8 bits worse: {trained:.1%} on validation, {calibrated:.1%} by "
         f"calibration alone; lower phases.{name}.lr, or leave the phase out"

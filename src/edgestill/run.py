@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgestill import card, checkpoint, deliver, folder, progress, quantization, report
+from edgestill import card, deliver, folder, progress, quantization, report, results
 from edgestill.arms import (
     Outcome,
     answers,
@@ -24,14 +24,10 @@ from edgestill.arms import (
     fit_teacher,
     fits_teacher,
     follow,
-    place_of,
     saved_step,
     train_arm,
 )
 from edgestill.assemble import (
-    BASELINE,
-    QUANTIZED,
-    SCRATCH,
     SIMILARITY_SAMPLES,
     STUDENT,
     TEACHER,
@@ -42,18 +38,13 @@ from edgestill.assemble import (
 )
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
-from edgestill.evaluate.completions import complete, prompts
-from edgestill.evaluate.paired import Difference, over_samples, over_seeds, retained
-from edgestill.models import STUDENT_FILE, ImageInput, Model, TextInput, flops, reload, save_student
+from edgestill.models import STUDENT_FILE, Model, flops, reload, save_student
 from edgestill.processes import connect
 from edgestill.recipe import Recipe, dump, load_recipe
-from edgestill.tasks.images import ImageSamples
-from edgestill.tasks.sequences import Sequences
 from edgestill.tasks.tokens import Blocks
 from edgestill.train import Track
 
 Result = dict[str, Any]
-WORST_EXAMPLES = 24
 BEHIND = ("export", "verify", "quantize", "bench", "budget")
 """Sections of a recipe that a training does not depend on."""
 _log = logging.getLogger("edgestill")
@@ -143,39 +134,11 @@ def _begin(job: Job, out: Path, resume: bool, deliver_files: bool) -> tuple[Path
             "test": len(splits.test.labels),
         }
         | ({"skipped": splits.skipped} if splits.skipped else {})
-        | ({"cut": cut} if (cut := _cut(job)) else {}),
-        "schedule": _points(job),
+        | ({"cut": cut} if (cut := results.cut(job)) else {}),
+        "schedule": results.points(job),
         "licences": {"teacher": job.recipe.teacher.licence, "data": job.recipe.data.licence},
         "seconds": {},
     }
-
-
-def _cut(job: Job) -> dict[str, int]:
-    """Texts that were longer than the student takes, by split."""
-    expected = job.student(0).input
-    if isinstance(expected, ImageInput):
-        return {}
-    splits = {name: getattr(job.splits, name) for name in ("train", "validation", "test")}
-    found = {
-        name: samples.encoded(expected).cut if isinstance(samples, Sequences) else samples.cut
-        for name, samples in splits.items()
-    }
-    return {name: count for name, count in found.items() if count}
-
-
-def _points(job: Job) -> list[dict[str, Any]]:
-    """What holds at up to 400 steps of the student's training, and of the phase behind it that trains for 8 bits."""
-    found: list[dict[str, Any]] = []
-    before = 0
-    for arm in (STUDENT, QUANTIZED) if job.quantizes else (STUDENT,):
-        schedule = job.schedule(arm)
-        for step in np.unique(np.linspace(0, schedule.steps - 1, min(400, schedule.steps)).astype(int)).tolist():
-            settings = schedule.at(step)
-            names = ("alpha", "temperature", "lr", "admitted")
-            held = {name: getattr(settings, name) for name in names}
-            found.append({"step": before + step, "phase": settings.phase.name, **held})
-        before += schedule.steps
-    return found
 
 
 def _train_all(
@@ -213,7 +176,7 @@ def _train_all(
             gained = outcome.trained.validation * (1 if job.metric.higher_is_better else -1)
             if arm == STUDENT and (best is None or gained > best[0]):
                 best = (gained, model, outcome)
-        result["arms"] = {name: _summary(done) for name, done in outcomes.items() if done}
+        result["arms"] = {name: results.summary(done) for name, done in outcomes.items() if done}
         folder.write_json(place / folder.RESULT, result)
     compared = min(SIMILARITY_SAMPLES, len(job.splits.train.labels))
     result["layer_maps"] = [
@@ -221,7 +184,7 @@ def _train_all(
     ]
     assert best is not None
     _, student, chosen = best
-    _compare(job, result, outcomes)
+    results.compare(job, result, outcomes)
     result["phases"] = [
         {"name": name, "steps": steps, "examples": chosen.trained.examples[name]}
         for name, steps in chosen.trained.steps.items()
@@ -235,31 +198,13 @@ def _train_all(
     }
     save_student(student, place / "student", job.splits.train.classes)
     rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].answers for name, done in outcomes.items()}
-    _write_predictions(job, place, rows)
+    results.write_predictions(job, place, rows)
     if isinstance(job.splits.test, Blocks):
-        _write_completions(job, place, student, chosen.seed)
+        results.write_completions(job, place, student, chosen.seed)
     if job.quantizes:
         _quantize(job, student, place, result, log, track, resume)
     folder.write_json(place / folder.RESULT, result)  # with it, what was trained is whole: see _again
     return student
-
-
-def _write_completions(job: Job, place: Path, student: Model, seed: int) -> None:
-    """completions.json: how teacher, baseline and student write on from the same beginnings."""
-    blocks, expected = job.splits.test, student.input
-    assert isinstance(blocks, Blocks)
-    assert isinstance(expected, TextInput)
-    models = {TEACHER: job.teacher}
-    saved = checkpoint.load(place_of(place, BASELINE, seed) / "final.pt")
-    if saved is not None:
-        models[BASELINE] = job.student(seed, BASELINE)
-        models[BASELINE].module.load_state_dict(saved["student"])
-    models[STUDENT] = student
-    begun = prompts(blocks, expected.length)
-    vocabulary = blocks.vocabulary or len(expected.tokenizer)
-    written = {name: complete(model.module, expected, begun, vocabulary) for name, model in models.items()}
-    texts = [expected.tokenizer.decode(ids) for ids in begun]
-    folder.write_json(place / "completions.json", {"prompts": texts, "models": written})
 
 
 def _quantize(
@@ -285,9 +230,9 @@ def _quantize(
         "post_training_validation": calibrated,
         "after": job.schedule(STUDENT).steps,
     }
-    if quantization.worse(job, trained.validation, calibrated):
-        result["quantized"]["worse"] = quantization.advice(job, trained.validation, calibrated)
-        _log.warning("edgestill: %s", result["quantized"]["worse"])
+    if worse := quantization.worse(job, trained.validation, calibrated):
+        result["quantized"]["worse"] = worse
+        _log.warning("edgestill: %s", worse)
     result["phases"] += [
         {"name": name, "steps": steps, "examples": trained.examples[name]} for name, steps in trained.steps.items()
     ]
@@ -310,69 +255,6 @@ def _teacher(job: Job, result: Result, track: Track) -> NDArray[np.float32]:
         "flops": flops(teacher),
     }
     return rows
-
-
-def _summary(outcomes: list[Outcome]) -> dict[str, Any]:
-    qualities = [outcome.quality for outcome in outcomes]
-    return {
-        "seeds": [
-            {"seed": outcome.seed, "quality": outcome.quality, "validation": outcome.trained.validation}
-            | ({"skipped_steps": outcome.trained.skipped} if outcome.trained.skipped else {})
-            for outcome in outcomes
-        ],
-        "mean": float(np.mean(qualities)),
-        "std": float(np.std(qualities, ddof=1)) if len(qualities) > 1 else None,
-    }
-
-
-def _compare(job: Job, result: Result, outcomes: dict[str, list[Outcome]]) -> None:
-    """Adds what was retained of the teacher, and the paired difference to the best arm without a teacher, which is
-    chosen on validation."""
-    summary, metric = result["arms"][STUDENT], job.metric
-    if metric.higher_is_better:
-        chance = result["metric"]["chance"]
-        summary["retained"] = retained(summary["mean"], result["teacher"]["quality"], chance)
-    else:
-        summary["gap"] = summary["mean"] - result["teacher"]["quality"]
-    others = [arm for arm in (BASELINE, SCRATCH) if arm in outcomes]
-    if not others:
-        return
-    sign = 1 if metric.higher_is_better else -1
-    best = max(others, key=lambda arm: sign * np.mean([outcome.trained.validation for outcome in outcomes[arm]]))
-    test = job.splits.test
-    if job.recipe.compare.seeds > 1:
-        qualities = [[outcome.quality for outcome in outcomes[arm]] for arm in (STUDENT, best)]
-        difference = over_seeds(*qualities)
-    elif metric.scores is not None:
-        scores = [metric.scores(outcomes[arm][0].answers, test) for arm in (STUDENT, best)]
-        known = ~np.isnan(scores[0])
-        difference = over_samples(scores[0][known], scores[1][known])
-    else:
-        difference = Difference(summary["mean"] - result["arms"][best]["mean"], None, "test samples")
-    summary["difference"] = {"to": best, **asdict(difference)}
-
-
-def _write_predictions(job: Job, place: Path, rows: dict[str, NDArray[np.float32]]) -> None:
-    """predictions.npz: of classes, labels [N] and each column's probabilities [N, K]; of others what the metric keeps.
-    examples.npz: the images where the student left the teacher most."""
-    test = job.splits.test
-    if job.metric is not ACCURACY:
-        _save_arrays(place / "predictions.npz", rows)
-        return
-    probabilities = {name: torch.from_numpy(logits).softmax(-1).numpy() for name, logits in rows.items()}
-    _save_arrays(place / "predictions.npz", {"labels": test.labels} | probabilities)
-    student, teacher = (torch.from_numpy(rows[name]).log_softmax(-1) for name in (STUDENT, TEACHER))
-    left = (teacher.exp() * (teacher - student)).sum(-1)
-    worst = left.topk(min(WORST_EXAMPLES, len(left))).indices.numpy()
-    if isinstance(test, ImageSamples):
-        _save_arrays(place / "examples.npz", {"pixels": test.images.pixels[worst], "indices": worst})
-    elif isinstance(test, Sequences):
-        shown = [" ⏎ ".join(test.texts.at(worst[i : i + 1], "").both[0]) for i in range(len(worst))]
-        folder.write_json(place / "examples.json", {"texts": shown, "indices": worst.tolist()})
-
-
-def _nothing(place: Path, result: Result) -> None:
-    """A step that needs no artifacts."""
 
 
 def export_again(place: Path, *, overrides: Sequence[str] = (), track: Track = progress.track) -> Result:
@@ -401,7 +283,9 @@ def evaluate_again(place: Path, *, track: Track = progress.track) -> Result:
 
     def evaluate(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
         measured = {artifact["name"]: artifact for artifact in result["artifacts"]}
-        described = _describe(job, _parts(job, student, place, result, track), _made(place, result), place, track)
+        described = _describe(
+            job, _parts(job, student, place, result, track), _made(place, result, job.recipe), place, track
+        )
         result["artifacts"] = [measured[artifact["name"]] | artifact for artifact in described]
         deliver.check_parity(job, result["artifacts"])
         result["budget"] = deliver.verdict(job, result["artifacts"])
@@ -419,7 +303,7 @@ def bench_again(
 
     def measure(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
         deliver.check_parity(job, result["artifacts"])
-        _bench(job, deliver.Student(student), _made(place, result), place, result, track)
+        _bench(job, deliver.Student(student), _made(place, result, job.recipe), place, result, track)
 
     return _again(place, track, measure, needs=_made, overrides=overrides)
 
@@ -428,7 +312,7 @@ def _again(
     place: Path,
     track: Track,
     step: Callable[[Job, Model, Path, Result, Track], None],
-    needs: Callable[[Path, Result], object] = _nothing,
+    needs: Callable[[Path, Result, Recipe], object] = lambda *_: None,
     overrides: Sequence[str] = (),
 ) -> Result:
     """Does a step behind the trainings on a run folder, and writes result.json, the card and the report anew. What it
@@ -441,45 +325,38 @@ def _again(
         raise UserError(
             f"{place} ended in its phase for 8 bits; `edgestill run … --out {place} --resume` goes on with it"
         )
-    needs(place, result)
+    needs(place, result, recipe)
     torch.set_num_threads(cpu_threads(recipe))
     job = assemble(recipe, track)
     if (place / "teacher" / STUDENT_FILE).is_file():
         reload(job.teacher, place / "teacher")
     student = job.student(0)
     reload(student, place / "student")
-    if needs is not _nothing and {artifact["name"] for artifact in result["artifacts"]} != {*deliver.names(job)}:
-        raise UserError(
-            f"{place / folder.RECIPE} asks for other artifacts than there are: `edgestill export {place}` makes them"
-        )
     with folder.status(place, result):
         step(job, student, place, result, track)
         _write_card(place, result)
     return result | {"report": str(report.write(place))}
 
 
-def _made(place: Path, result: Result) -> dict[str, Path]:
+def _made(place: Path, result: Result, recipe: Recipe) -> dict[str, Path]:
     if not result.get("artifacts"):
         raise UserError(f"{place} has no artifacts yet; `edgestill export {place}` makes them")
     made = {artifact["name"]: place / artifact["path"] for artifact in result["artifacts"]}
     for path in made.values():
         if not path.is_file():
             raise UserError(f"the artifact {path} is missing; `edgestill export {place}` makes it again")
+    if {*made} != {*deliver.names(recipe)}:
+        raise UserError(
+            f"{place / folder.RECIPE} asks for other artifacts than there are: `edgestill export {place}` makes them"
+        )
     return made
 
 
-def _measured(place: Path, result: Result) -> None:
+def _measured(place: Path, result: Result, recipe: Recipe) -> None:
     """UserError for a run that ended before its artifacts were measured: the budget's verdict needs that."""
-    _made(place, result)
+    _made(place, result, recipe)
     if not all("latency_ms" in artifact for artifact in result["artifacts"]):
         raise UserError(f"{place} has no measurements yet; `edgestill export {place}` makes them")
-
-
-def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Writes an .npz whole, or leaves the previous one."""
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, allow_pickle=False, **arrays)
-    partial.replace(path)
 
 
 def _deliver(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
@@ -518,7 +395,7 @@ def _describe(
         kept = {name: saved[name] for name in saved.files}
     classes = job.metric is ACCURACY
     kept |= {name: torch.from_numpy(row).softmax(-1).numpy() if classes else row for name, row in rows.items()}
-    _save_arrays(place / "predictions.npz", kept)
+    results.save_arrays(place / "predictions.npz", kept)
     return described
 
 

@@ -19,6 +19,7 @@ from edgestill.data.images import Images, Pixels
 from edgestill.data.specs import SPLITS, resolve, splits_of
 from edgestill.data.tables import Split, read_split
 from edgestill.errors import UserError, closest
+from edgestill.paths import cache_folder
 
 __all__ = ["load_splits", "resolve", "splits_of"]
 
@@ -61,7 +62,7 @@ def load_splits(
             raise UserError(f"a split is one of {', '.join(SPLITS)}; {split!r} came{closest(split, SPLITS)}")
     if size is not None and size < 1:
         raise UserError(f"data.size needs to be at least 1 pixel; {size} came")
-    folder = Path(cache or os.environ.get("EDGESTILL_CACHE") or Path.home() / ".cache" / "edgestill").expanduser()
+    folder = cache_folder(cache)
     threads = len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers
     threads = (os.cpu_count() or 1) if threads is None else threads
     read = {split: read_split(spec, split, folder) for split, spec in data.items()}

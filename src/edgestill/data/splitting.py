@@ -32,11 +32,16 @@ class Samples(Protocol):
     def at(self, rows: Indices, fingerprint: str) -> Self:
         """Some of the samples, under another fingerprint."""
 
+
+class Relabelled(Samples, Protocol):
+    """One split whose labels can be left out."""
+
     def with_labels(self, labels: Indices, fingerprint: str) -> Self:
         """The same samples with other labels, under another fingerprint."""
 
 
 Some = TypeVar("Some", bound=Samples)
+Labelled = TypeVar("Labelled", bound=Relabelled)
 
 
 def subset(samples: Some, indices: npt.ArrayLike) -> Some:
@@ -80,7 +85,7 @@ def hold_out(samples: Some, share: float, seed: int) -> tuple[Some, Some]:
     return subset(samples, np.flatnonzero(~held)), subset(samples, np.flatnonzero(held))
 
 
-def keep_labels(samples: Some, per_class: int, seed: int) -> Some:
+def keep_labels(samples: Labelled, per_class: int, seed: int) -> Labelled:
     """The same samples with the labels of `per_class` samples of each class; all other labels become -1.
 
     Raises:

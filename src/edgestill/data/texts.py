@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from edgestill.data.specs import SPLITS, called, folder_splits, hub_id, resolve
 from edgestill.data.tables import matches, parquet
 from edgestill.errors import UserError, closest
 from edgestill.functions import FUNCTION
+from edgestill.paths import cache_folder
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
 COLUMNS = {
@@ -120,7 +120,7 @@ def load_texts(
     for split in data:
         if split not in SPLITS:
             raise UserError(f"a split is one of {', '.join(SPLITS)}; {split!r} came{closest(split, SPLITS)}")
-    folder = Path(cache or os.environ.get("EDGESTILL_CACHE") or Path.home() / ".cache" / "edgestill").expanduser()
+    folder = cache_folder(cache)
     read = {split: _read(spec, split, dict(columns or {}), label, folder) for split, spec in data.items()}
     if len({part.pairs is None for part in read.values()}) > 1:
         single = next(part.source for part in read.values() if part.pairs is None)

@@ -3,11 +3,10 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from edgestill.data import pictures
 from edgestill.export import executorch, litert, onnx, openvino
@@ -16,12 +15,7 @@ from edgestill.models import ImageInput
 from edgestill.runtimes import classify
 from edgestill.runtimes.measure import artifact_files
 
-DESCRIBE: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "onnx": onnx.describe,
-    "executorch": executorch.describe,
-    "openvino": openvino.describe,
-    "litert": litert.describe,
-}
+BACKENDS = {"onnx": onnx, "executorch": executorch, "openvino": openvino, "litert": litert}
 
 
 def write(
@@ -46,7 +40,7 @@ def write(
         "runtime_file": kind.runtime_file.name,
         "pictures_file": Path(pictures.__file__).name,
         "install": f"pip install {package} numpy pillow",
-        **DESCRIBE[kind.backend](path),
+        **BACKENDS[kind.backend].describe(path),
         "normalisation": asdict(expected) | {"layout": "channels first", "pixels": "0…1, then (pixel − mean) ÷ std"},
         "pictures": dict(data),
         "labels": list(labels),

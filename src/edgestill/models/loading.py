@@ -1,6 +1,5 @@
 """A vision model from a spec: `file.py:function`, `timm:name`, `hf:folder-or-id`, a folder of `save_student`."""
 
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from edgestill.errors import UserError, closest, first_line
-from edgestill.functions import load_function
+from edgestill.functions import model_of
 from edgestill.models.hugging_face import image_classifier
 from edgestill.models.model import ImageInput, Model
 from edgestill.models.saving import STUDENT_FILE
@@ -81,18 +80,10 @@ def load_model(
 def _from_function(
     spec: str, classes: int | None, options: dict[str, Any], default: ImageInput
 ) -> tuple[nn.Module, ImageInput]:
-    function = load_function(spec)
-    taken = inspect.signature(function).parameters
-    given = {"num_classes": classes, "in_channels": default.channels}
-    arguments = {name: value for name, value in given.items() if name in taken and value is not None} | options
-    try:
-        module = function(**arguments)
-    except Exception as error:
-        raise UserError(f"{spec} cannot be called with {arguments}: {first_line(error)}") from error
-    options |= arguments  # what a saved student is built with again
+    module = model_of(spec, {"num_classes": classes, "in_channels": default.channels}, options)
     if not isinstance(module, nn.Module):
         raise UserError(f"{spec} must return a torch.nn.Module; {type(module).__name__} came")
-    return module, replace(default, channels=arguments.get("in_channels", default.channels))
+    return module, replace(default, channels=options.get("in_channels", default.channels))
 
 
 def _from_timm(

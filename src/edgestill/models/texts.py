@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from edgestill.errors import UserError, first_line
-from edgestill.functions import load_function
+from edgestill.functions import model_of
 from edgestill.models.hugging_face import text_model, transformers
 from edgestill.models.model import Model
 from edgestill.models.saving import STUDENT_FILE
@@ -111,15 +111,8 @@ def text_input(module: nn.Module, tokenizer: Any, spec: str, usual: int, pairs: 
 
 
 def _from_function(spec: str, options: dict[str, Any], outputs: int, tokenizer: Any) -> tuple[nn.Module, Any]:
-    function = load_function(spec)
-    taken = inspect.signature(function).parameters
-    given = {"num_classes": outputs, "vocab_size": len(tokenizer) if tokenizer is not None else None}
-    arguments = {name: value for name, value in given.items() if name in taken and value is not None} | options
-    try:
-        made = function(**arguments)
-    except Exception as error:
-        raise UserError(f"{spec} cannot be called with {arguments}: {first_line(error)}") from error
-    options |= arguments  # what a saved student is built with again
+    vocabulary = len(tokenizer) if tokenizer is not None else None
+    made = model_of(spec, {"num_classes": outputs, "vocab_size": vocabulary}, options)
     module, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
         raise UserError(f"{spec} must return a torch.nn.Module, or one and its tokenizer; {type(module).__name__} came")

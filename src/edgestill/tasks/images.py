@@ -88,9 +88,6 @@ class ImageSamples:
     def at(self, rows: NDArray[np.int64], fingerprint: str) -> "ImageSamples":
         return replace(self, images=self.images.at(rows, fingerprint))
 
-    def with_labels(self, labels: NDArray[np.int64], fingerprint: str) -> "ImageSamples":
-        return replace(self, images=self.images.with_labels(labels, fingerprint))
-
     def batch(
         self, indices: NDArray[np.int64], epochs: NDArray[np.int64], seed: int, partners: NDArray[np.int64] | None
     ) -> Batch:

@@ -41,9 +41,6 @@ class Sequences:
     def at(self, rows: NDArray[np.int64], fingerprint: str) -> "Sequences":
         return replace(self, texts=self.texts.at(rows, fingerprint), _encoded={})
 
-    def with_labels(self, labels: NDArray[np.int64], fingerprint: str) -> "Sequences":
-        return replace(self, texts=self.texts.with_labels(labels, fingerprint))
-
     def batch(
         self,
         indices: NDArray[np.int64],
@@ -118,16 +115,29 @@ class Batch:
         return Counts(labelled, count, tokens, count)
 
     def pieces(self, number: int) -> list["Batch"]:
-        parts = np.array_split(self.indices, min(number, len(self.indices)))
-        return [replace(self, indices=part) for part in parts]
+        return [replace(self, indices=part) for part in cut(self.indices, number)]
 
     def inputs(self, expected: TextInput, where: torch.device) -> dict[str, Tensor]:
-        rows = torch.from_numpy(self.samples.inputs(self.indices, expected)).to(where, non_blocking=True)
-        return dict(zip(expected.names, rows.unbind(1), strict=True))
+        return named(self.samples.inputs(self.indices, expected), expected, where)
 
     def answers(self, outputs: Tensor) -> Tensor:
         return outputs
 
     def valid(self, expected: TextInput, where: torch.device) -> Tensor:
-        lengths = torch.from_numpy(self.samples.sizes(expected)[self.indices])
-        return (torch.arange(int(lengths.max())) < lengths[:, None]).to(where, non_blocking=True)
+        return no_padding(self.samples.sizes(expected)[self.indices], where)
+
+
+def cut(indices: NDArray[np.int64], number: int) -> list[NDArray[np.int64]]:
+    """Nearly equal pieces of a batch, fewer than `number` where it has fewer samples."""
+    return np.array_split(indices, min(number, len(indices)))
+
+
+def named(rows: NDArray[np.int64], expected: TextInput, where: torch.device) -> dict[str, Tensor]:
+    """Inputs [B, inputs, T] as a module takes them, on their way to a device while it works."""
+    tensor = torch.from_numpy(rows).to(where, non_blocking=True)
+    return dict(zip(expected.names, tensor.unbind(1), strict=True))
+
+
+def no_padding(lengths: NDArray[np.int64], where: torch.device) -> Tensor:
+    """Which tokens of texts of such `lengths` [B] are no padding [B, T]."""
+    return torch.from_numpy(np.arange(int(lengths.max())) < lengths[:, None]).to(where, non_blocking=True)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from edgestill.data.texts import Texts
 from edgestill.models import TextInput
 from edgestill.tasks.samples import Counts
-from edgestill.tasks.sequences import padded
+from edgestill.tasks.sequences import cut, named, no_padding, padded
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +51,6 @@ class Blocks:
 
     def at(self, rows: NDArray[np.int64], fingerprint: str) -> "Blocks":
         return replace(self, starts=self.starts[rows], ends=self.ends[rows], fingerprint=fingerprint)
-
-    def with_labels(self, labels: NDArray[np.int64], fingerprint: str) -> "Blocks":
-        raise NotImplementedError("blocks of text have no labels to be left out")
 
     def batch(
         self,
@@ -108,10 +106,10 @@ def packed(texts: Texts, expected: TextInput) -> Blocks:
 def conversations(texts: Texts, expected: TextInput) -> Blocks:
     """A block for each conversation, of which the assistant's answers are learned; cut to the model's length. One whose
     answers all lie behind that is left out."""
-    rows, sizes, cut = [], [], 0
+    rows, sizes, longer = [], [], 0
     for text in texts.texts:
         ids, in_bytes = expected.conversation(json.loads(text))
-        cut += len(ids) > expected.length + 1
+        longer += len(ids) > expected.length + 1
         if any(size >= 0 for size in in_bytes[1 : expected.length + 1]):
             rows.append(np.asarray(ids[: expected.length + 1], np.int32))
             sizes.append(np.asarray(in_bytes[: expected.length + 1], np.int64))
@@ -121,7 +119,7 @@ def conversations(texts: Texts, expected: TextInput) -> Blocks:
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if rows else ends
     return Blocks(
         ids_of_all, starts, ends, np.maximum(in_bytes_of_all, 0), texts.fingerprint, texts.source,
-        learned=in_bytes_of_all >= 0, cut=cut,
+        learned=in_bytes_of_all >= 0, cut=longer,
     )  # fmt: skip
 
 
@@ -133,32 +131,33 @@ class Batch:
     indices: NDArray[np.int64]
     mask: None = None
 
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Asked for by labels and counts, and by the answers of student and teacher."""
+        return self.samples.targets(self.indices)
+
     @property
     def labels(self) -> Tensor:
-        targets = self.samples.targets(self.indices)
-        return torch.from_numpy(targets[targets >= 0])
+        return torch.from_numpy(self.targets[self.targets >= 0])
 
     def counts(self, expected: TextInput) -> Counts:
-        learned = int((self.samples.targets(self.indices) >= 0).sum())
+        learned = int((self.targets >= 0).sum())
         tokens = int(self.samples.sizes(expected)[self.indices].sum())
         return Counts(learned, learned, tokens, len(self.indices))
 
     def pieces(self, number: int) -> list["Batch"]:
-        parts = np.array_split(self.indices, min(number, len(self.indices)))
-        return [replace(self, indices=part) for part in parts]
+        return [replace(self, indices=part) for part in cut(self.indices, number)]
 
     def inputs(self, expected: TextInput, where: torch.device) -> dict[str, Tensor]:
-        rows = torch.from_numpy(self.samples.inputs(self.indices, expected)).to(where, non_blocking=True)
-        return dict(zip(expected.names, rows.unbind(1), strict=True))
+        return named(self.samples.inputs(self.indices, expected), expected, where)
 
     def answers(self, outputs: Tensor) -> Tensor:
         """[B, T, V] -> the positions that are learned, with the ids that teacher and student share."""
         flat = outputs[..., : self.samples.vocabulary].flatten(0, 1)
-        learned = self.samples.targets(self.indices).ravel() >= 0
+        learned = self.targets.ravel() >= 0
         if learned.all():
             return flat
         return flat.index_select(0, torch.from_numpy(np.flatnonzero(learned)).to(flat.device, non_blocking=True))
 
     def valid(self, expected: TextInput, where: torch.device) -> Tensor:
-        lengths = torch.from_numpy(self.samples.sizes(expected)[self.indices])
-        return (torch.arange(int(lengths.max())) < lengths[:, None]).to(where, non_blocking=True)
+        return no_padding(self.samples.sizes(expected)[self.indices], where)

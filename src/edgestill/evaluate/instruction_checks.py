@@ -12,11 +12,11 @@ from edgestill.evaluate.languages import LANGUAGES, candidates
 
 Relation = Literal["at least", "less than"]
 
-# A mark of the end with quotes, brackets and emphasis behind it; those of other scripts need no space after them.
-_END = re.compile(r"""[.!?…]+["'”’»)\]*_]*(?=\s|$)|[。！？।؟۔]""")
+_ENDS = tuple(".!?…。！？।؟۔")
+_CLOSING = """"'”’»)]*_"""
+_NUMBER = re.compile(r"\W*\d+\.")
 _TITLES = "mr|mrs|ms|dr|prof|st|rev|gen|sen|gov|capt|lt|col|sgt|mt|vs|cf"
-# What a full stop does not end: the number of an item, initials and titles.
-_GOES_ON = re.compile(rf"""(?:^|\n)\W*\d+\.$|(?<![^\s("'“‘*])(?:(?:[a-z]\.)+|(?:{_TITLES})\.)$""", re.IGNORECASE)
+_INITIALS_OR_TITLE = re.compile(rf"""["'(\[“‘*]*(?:(?:[a-z]\.)+|(?:{_TITLES})\.)""", re.IGNORECASE)
 
 
 def _compare(count: int, relation: Relation, limit: int) -> bool:
@@ -65,14 +65,21 @@ def sentences(text: str) -> int:
     >>> sentences("1. Ask Dr. Lee. Why?\\n2. Well... it is 3.5 km"), sentences("One. Two")
     (3, 2)
     """
-    count = start = 0
-    for end in _END.finditer(text):
-        goes_on = _GOES_ON.search(text, start, end.end())
-        if end[0].startswith(("...", "…")) and text[end.end() :].lstrip()[:1].islower():
-            goes_on = goes_on or end
-        if goes_on is None:
-            count, start = count + bool(re.search(r"\w", text[start : end.end()])), end.end()
-    return count + bool(re.search(r"\w", text[start:]))
+    lines = [re.sub("([。！？।؟۔])", r"\1 ", line).split() for line in text.split("\n")]  # no space follows these
+    words = [(word, place == 0) for line in lines for place, word in enumerate(line)]
+    count, begun = 0, False
+    for (word, first), (following, _) in zip(words, [*words[1:], ("", True)], strict=False):
+        begun = begun or re.search(r"\w", word) is not None
+        if begun and _is_end(word.rstrip(_CLOSING), first, following):
+            count, begun = count + 1, False
+    return count + begun
+
+
+def _is_end(word: str, first: bool, following: str) -> bool:
+    """Whether a word, perhaps the first of its line, ends a sentence before the one that follows."""
+    if not word.endswith(_ENDS) or (first and _NUMBER.fullmatch(word)) or _INITIALS_OR_TITLE.fullmatch(word):
+        return False
+    return not (word.endswith(("...", "…")) and following[:1].islower())
 
 
 def number_sentences(reply: str, num_sentences: int, relation: Relation) -> bool:
@@ -115,7 +122,7 @@ def number_placeholders(reply: str, num_placeholders: int) -> bool:
 def postscript(reply: str, postscript_marker: str) -> bool:
     """The marker (P.S. or P.P.S) occurs, in whatever case, perhaps with spaces in it. Where is not asked."""
     letters = [re.escape(part) for part in postscript_marker.strip().split(".")]
-    return re.search(r"\.\s?".join(letters).removesuffix(r"\s?"), reply, re.IGNORECASE) is not None
+    return re.search(r"\.\s?".join(letters), reply, re.IGNORECASE) is not None
 
 
 def number_bullet_lists(reply: str, num_bullets: int) -> bool:

@@ -65,8 +65,8 @@ WORDS = {code: frozenset(words.split()) for code, words in _LISTS.items()}
 def candidates(text: str) -> tuple[str, ...]:
     """The languages that a text may be in, of those in `LANGUAGES`: one where it can be told, none for another script.
 
-    The script of most letters decides; among its languages, that whose commonest words occur most. A word common in
-    several counts for each by its share. Where these are equal, as in a text without such words, all of them may be.
+    The script of most letters decides; among its languages, that whose commonest words make up most of the text. Where
+    these are equally many, as in a text without any, all of them may be.
 
     >>> candidates("Das ist nicht der Weg."), candidates("తెలుగు"), candidates("Ελληνικά")
     (('de',), ('te',), ())
@@ -78,12 +78,9 @@ def candidates(text: str) -> tuple[str, ...]:
     codes = SCRIPTS.get(scripts.most_common(1)[0][0], ()) if scripts else ()
     if len(codes) < 2:
         return codes
-    found = dict.fromkeys(codes, 0.0)
-    for word in _words(text):
-        owners = [code for code in codes if word in WORDS[code]]
-        for code in owners:
-            found[code] += 1 / len(owners)
-    return tuple(code for code in codes if found[code] > max(found.values()) - 1e-9)
+    words = _words(text)
+    found = {code: sum(word in WORDS[code] for word in words) for code in codes}
+    return tuple(code for code in codes if found[code] == max(found.values()))
 
 
 def _words(text: str) -> list[str]:

@@ -10,7 +10,9 @@ _HOMES = {
     "UserError": "edgestill.errors",
     "Recipe": "edgestill.recipe",
     "load_recipe": "edgestill.recipe",
+    "load_recipes": "edgestill.recipe",
     "run": "edgestill.run",
+    "run_students": "edgestill.several",
     "Objective": "edgestill.objective",
     "Term": "edgestill.objective",
     "Signal": "edgestill.signals",
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
     from edgestill.objective import Term as Term
     from edgestill.recipe import Recipe as Recipe
     from edgestill.recipe import load_recipe as load_recipe
+    from edgestill.recipe import load_recipes as load_recipes
     from edgestill.run import run as run
     from edgestill.schedule import Phase as Phase
     from edgestill.schedule import Schedule as Schedule
+    from edgestill.several import run_students as run_students
     from edgestill.signals import Signal as Signal
     from edgestill.taps import record as record
     from edgestill.taps import stages as stages

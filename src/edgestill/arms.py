@@ -53,6 +53,16 @@ def place_of(out: Path, arm: str, seed: int) -> Path:
     return out / "arms" / arm / str(seed)
 
 
+def arm_model(job: Job, out: Path, arm: str, seed: int) -> Model | None:
+    """The model that an arm's training with a seed ended with, where it did."""
+    saved = checkpoint.load(place_of(out, arm, seed) / "final.pt")
+    if saved is None:
+        return None
+    model = job.student(seed, arm)
+    model.module.load_state_dict(saved["student"])
+    return model
+
+
 def answers(job: Job, model: Model, samples: Samples, what: str, track: Track) -> NDArray[np.float32]:
     """What the metric keeps of a model's outputs on a split, with a progress bar."""
     predict = predictor(to_device(model.module, job.device), model.input, job.device)
@@ -73,14 +83,14 @@ def arm_names(job: Job) -> list[str]:
     return [BASELINE] * compare.baseline + [STUDENT] + [SCRATCH] * scratch
 
 
-def follow(job: Job, out: Path, resume: bool) -> None:
+def follow(job: Job, out: Path, resume: bool, teachers: Path | None = None) -> None:
     """The part of the other processes in what `run` does on process 0: their share of the trainings, one by one."""
 
     def log(line: dict[str, Any]) -> None:
         """Process 0 logs."""
 
     if fits_teacher(job):
-        fit_teacher(job, out, log, silent, resume)
+        fit_teacher(job, out, log, silent, resume, teachers)
     ranks = job.processes.first(lambda: difficulty(job, silent))
     for seed in range(job.recipe.compare.seeds):
         for arm in arm_names(job):
@@ -88,10 +98,13 @@ def follow(job: Job, out: Path, resume: bool) -> None:
                 _train(job, arm, seed, job.student(seed, arm), ranks, out, log, silent, resume)
 
 
-def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool) -> None:
-    """Fits the teacher in place on all training labels, or takes the one that another run fitted so, and kept."""
+def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool, teachers: Path | None = None) -> None:
+    """Fits the teacher in place on all training labels, or takes the one that another run fitted so, and kept: in
+    `teachers`, or in the cache where the recipe says so."""
     fit = job.recipe.teacher.fit
-    kept = _kept_teacher(job) if fit is not None and fit.keep else None
+    if teachers is None and fit is not None and fit.keep:
+        teachers = cache_folder() / "teachers"
+    kept = teachers / f"{_same_teacher(job)}.safetensors" if teachers is not None else None
     if kept is not None and job.processes.first(kept.is_file):
         load_weights(job.teacher.module, kept)
         return
@@ -103,8 +116,8 @@ def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool) -> No
         os.replace(partial, kept)
 
 
-def _kept_teacher(job: Job) -> Path:
-    """Where a fitted teacher is kept: under all that its weights depend on."""
+def _same_teacher(job: Job) -> str:
+    """A name for all that a fitted teacher's weights depend on."""
     recipe = job.recipe
     depends = {
         "teacher": recipe.teacher.model_dump(mode="json", exclude={"licence"}),
@@ -115,8 +128,7 @@ def _kept_teacher(job: Job) -> Path:
         "vocabulary": getattr(job.splits.fit, "vocabulary", None),
         "torch": torch.__version__,
     }
-    name = hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()
-    return cache_folder() / "teachers" / f"{name}.safetensors"
+    return hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def check_teacher(metric: Metric, quality: float, labels: NDArray[np.int64], teacher: Model) -> None:

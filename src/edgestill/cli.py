@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         _output(sub)
     for name, again, text in (
         ("export", _export, "export and verify the student of a run again"),
-        ("evaluate", _evaluate, "score the artifacts of a run on its test set again"),
+        ("evaluate", _evaluate, "score the artifacts of a run on its test set, and ask all its models for its skills"),
         ("bench", _bench, "measure the artifacts of a run and its teacher again, here or on another host"),
         ("report", _report, "write report.html of a run again"),
     ):
@@ -78,6 +78,15 @@ def _parser() -> argparse.ArgumentParser:
                 "--set", metavar="K=V", action="append", default=[], dest="overrides",
                 help="set a key of export, verify, quantize, bench or budget",
             )  # fmt: skip
+        if again is _evaluate:
+            sub.add_argument(
+                "--set",
+                metavar="K=V",
+                action="append",
+                default=[],
+                dest="overrides",
+                help="set a key of skills or budget",
+            )
         if again is not _report:
             _output(sub)
     compare = add("compare", _compare, "several runs side by side")
@@ -113,18 +122,20 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _do_run(options: argparse.Namespace, deliver: bool) -> int:
-    from edgestill.recipe import load_recipe
+    from edgestill.recipe import load_recipes
 
     with met_by_all():
-        recipe = load_recipe(options.recipe, options.overrides)
+        recipes = load_recipes(options.recipe, options.overrides)
     from edgestill.folder import fresh
     from edgestill.run import run
+    from edgestill.several import run_students
 
     if options.resume and not options.out:
         raise UserError("--resume needs --out, the folder of the run to go on with")
     options.out = options.out or fresh()
 
-    result = run(recipe, options.out, resume=options.resume, track=_track(options), deliver_files=deliver)
+    given = {"resume": options.resume, "track": _track(options), "deliver_files": deliver}
+    result = run(recipes[""], options.out, **given) if "" in recipes else run_students(recipes, options.out, **given)
     return _show(result, options) if result else OK  # process 0 of several shows it
 
 
@@ -140,7 +151,7 @@ def _on_folder(step: str, *names: str) -> Callable[[argparse.Namespace], int]:
 
 _export, _evaluate, _bench = (
     _on_folder("export_again", "overrides"),
-    _on_folder("evaluate_again"),
+    _on_folder("evaluate_again", "overrides"),
     _on_folder("bench_again", "host", "python"),
 )
 
@@ -215,12 +226,12 @@ def _track(options: argparse.Namespace) -> Any:
 
 
 def _show(result: dict[str, Any], options: argparse.Namespace) -> int:
-    from edgestill.words import summary
+    from edgestill.words import students, summary
 
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        print("\n".join(summary(result)))
+        print(students(result) if "students" in result else "\n".join(summary(result)))
         if "report" in result:
             print(f"report   {result['report']}")
     return OK if result.get("budget", {"met": True})["met"] else MISSED

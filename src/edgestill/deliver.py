@@ -41,6 +41,8 @@ BENCH_SAMPLES = 200
 EMULATED_SAMPLES = 200
 MOST_SAME = 16  # texts of a language model that files are at least compared on
 SHORTEST = " at the shortest length"
+KEEP = "keep "
+"""In front of a skill's name: the limit of what is retained of it."""
 POST = "-post"
 """Behind the name of a format: the same file by post-training, beside the one that a quantize phase trained."""
 BATCHES = (1, 64)
@@ -417,12 +419,15 @@ def verdict(job: Job, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
         limits["memory"] = (parse_bytes(budget.memory), lambda a: a["peak_memory_bytes"])
     if budget.quality is not None:
         limits["quality"] = (budget.quality, lambda a: a["quality"])
+    for skill, share in budget.keep.items():
+        limits[f"{KEEP}{skill}"] = (share, lambda a, skill=skill: a["retained"][skill])
 
     def judge(artifact: dict[str, Any]) -> dict[str, dict[str, Any]]:
         judged = {}
         for name, (limit, read) in limits.items():
             value = read(artifact)
-            met = value >= limit if name == "quality" and job.metric.higher_is_better else value <= limit
+            at_least = name.startswith(KEEP) or (name == "quality" and job.metric.higher_is_better)
+            met = value >= limit if at_least else value <= limit
             judged[name] = {"limit": limit, "value": value, "met": bool(met)}
         return judged
 

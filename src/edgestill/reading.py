@@ -154,9 +154,13 @@ def _absolute(raw: Any, base: Path) -> None:
         return
     convert(raw, ["data"], _data_path)
     convert(raw.get("data"), ["source", "train", "test", "validation"], _data_path)
-    for role in ("teacher", "student"):
-        convert(raw.get(role), ["model"], _model_path)
-        convert(raw.get(role), ["weights"], lambda text, base: _join(base, text))
+    listed = raw.get("student")
+    for model in (raw.get("teacher"), *(listed if isinstance(listed, list) else [listed])):
+        convert(model, ["model"], _model_path)
+        convert(model, ["weights"], lambda text, base: _join(base, text))
+    for skill in _entries(raw.get("skills")):
+        convert(skill, ["data", "examples"], _data_path)
+        convert(skill, ["scorer"], _function_path)
     losses(raw.get("distill"))
     for phase in _entries(raw.get("phases")):
         losses(phase)

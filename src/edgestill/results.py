@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgestill import checkpoint, folder
-from edgestill.arms import Outcome, place_of
+from edgestill import folder
+from edgestill.arms import Outcome, arm_model
 from edgestill.assemble import BASELINE, QUANTIZED, SCRATCH, STUDENT, TEACHER, Job
 from edgestill.evaluate.classification import ACCURACY
 from edgestill.evaluate.completions import complete, prompts
@@ -57,10 +57,9 @@ def write_completions(job: Job, place: Path, student: Model, seed: int) -> None:
     assert isinstance(blocks, Blocks)
     assert isinstance(expected, TextInput)
     models = {TEACHER: job.teacher}
-    saved = checkpoint.load(place_of(place, BASELINE, seed) / "final.pt")
-    if saved is not None:
-        models[BASELINE] = job.student(seed, BASELINE)
-        models[BASELINE].module.load_state_dict(saved["student"])
+    baseline = arm_model(job, place, BASELINE, seed)
+    if baseline is not None:
+        models[BASELINE] = baseline
     models[STUDENT] = student
     begun = prompts(blocks, expected.length)
     vocabulary = blocks.vocabulary or len(expected.tokenizer)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgestill import card, deliver, folder, progress, quantization, report, results
+from edgestill import card, deliver, folder, progress, quantization, report, results, skills
 from edgestill.arms import (
     Outcome,
     answers,
@@ -57,6 +57,7 @@ def run(
     resume: bool = False,
     track: Track = progress.track,
     deliver_files: bool = True,
+    teachers: Path | None = None,
 ) -> Result:
     """The whole job: teacher, baseline and student over the seeds, artifacts, measurements, report.
 
@@ -66,6 +67,7 @@ def run(
         resume: go on in a folder whose run was interrupted.
         track: wraps long work, `track(items, description, total)`; `edgestill.progress.silent` shows nothing.
         deliver_files: False stops behind the trainings, as `edgestill train` does.
+        teachers: a folder in which a teacher that is fitted is kept for other runs, and looked for.
 
     Returns:
         What result.json holds; where a launcher started several processes, an empty dict in all but the first, which
@@ -84,12 +86,12 @@ def run(
         lambda: _begin(job, Path(out) if out is not None else folder.fresh(), resume, deliver_files)
     )
     if not processes.main:
-        follow(job, place, resume)
+        follow(job, place, resume, teachers)
         return {}
     with folder.status(place, result):
         folder.cut_metrics(place, partial(saved_step, place))
         with folder.metrics(place, recipe.train.tracker) as log:
-            student = _train_all(job, place, result, log, track, resume)
+            student = _train_all(job, place, result, log, track, resume, teachers)
         if deliver_files:
             _deliver(job, student, place, result, track)
             _write_card(place, result)
@@ -142,19 +144,26 @@ def _begin(job: Job, out: Path, resume: bool, deliver_files: bool) -> tuple[Path
 
 
 def _train_all(
-    job: Job, place: Path, result: Result, log: Callable[[dict[str, Any]], None], track: Track, resume: bool
+    job: Job,
+    place: Path,
+    result: Result,
+    log: Callable[[dict[str, Any]], None],
+    track: Track,
+    resume: bool,
+    teachers: Path | None = None,
 ) -> Model:
     """Teacher, then baseline and student over the seeds; fills the result, and keeps the student of the seed that is
     best on validation as a plain model."""
     started = perf_counter()
     recipe, seconds = job.recipe, result["seconds"]
     if fits_teacher(job):
-        fit_teacher(job, place, log, track, resume)
+        fit_teacher(job, place, log, track, resume, teachers)
         save_student(job.teacher, place / "teacher", job.splits.train.classes)
     teacher_rows: list[NDArray[np.float32]] = []
 
     def measure_teacher() -> NDArray[np.float64] | None:
         teacher_rows.append(_teacher(job, result, track))
+        skills.measure_teacher(job, place, result, track)
         return difficulty(job, track)
 
     ranks = job.processes.first(measure_teacher)
@@ -201,6 +210,7 @@ def _train_all(
     results.write_predictions(job, place, rows)
     if isinstance(job.splits.test, Blocks):
         results.write_completions(job, place, student, chosen.seed)
+    skills.measure_trained(job, place, result, student, track)
     if job.quantizes:
         _quantize(job, student, place, result, log, track, resume)
     folder.write_json(place / folder.RESULT, result)  # with it, what was trained is whole: see _again
@@ -262,9 +272,7 @@ def export_again(place: Path, *, overrides: Sequence[str] = (), track: Track = p
 
     `overrides` are of what stands behind the trainings, `export=[onnx]` and the like; the folder's recipe keeps them.
     """
-    for override in overrides:
-        if override.partition("=")[0].partition(".")[0] not in BEHIND:
-            raise UserError(f"--set {override}: of a trained run {', '.join(BEHIND)} can be set; give another --out")
+    _only(overrides, BEHIND)
 
     def export(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
         kept = result.get("quantization", {}).get("kept_float")
@@ -278,8 +286,18 @@ def export_again(place: Path, *, overrides: Sequence[str] = (), track: Track = p
     return _again(place, track, export, overrides=overrides)
 
 
-def evaluate_again(place: Path, *, track: Track = progress.track) -> Result:
-    """Verifies the artifacts of a run folder and scores them on its test set."""
+def _only(overrides: Sequence[str], sections: Sequence[str]) -> None:
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0] not in sections:
+            raise UserError(f"--set {override}: of a trained run {', '.join(sections)} can be set; give another --out")
+
+
+def evaluate_again(place: Path, *, overrides: Sequence[str] = (), track: Track = progress.track) -> Result:
+    """Verifies the artifacts of a run folder, scores them on its test set, and asks all models for its skills.
+
+    `overrides` are of its skills and its budget; the folder's recipe keeps them.
+    """
+    _only(overrides, ("skills", "budget"))
 
     def evaluate(job: Job, student: Model, place: Path, result: Result, track: Track) -> None:
         measured = {artifact["name"]: artifact for artifact in result["artifacts"]}
@@ -288,9 +306,13 @@ def evaluate_again(place: Path, *, track: Track = progress.track) -> Result:
         )
         result["artifacts"] = [measured[artifact["name"]] | artifact for artifact in described]
         deliver.check_parity(job, result["artifacts"])
+        skills.measure_teacher(job, place, result, track)
+        skills.measure_trained(job, place, result, student, track)
+        skills.measure_artifacts(job, place, result, student, track)
+        folder.write_text(place / folder.RECIPE, dump(job.recipe))
         result["budget"] = deliver.verdict(job, result["artifacts"])
 
-    return _again(place, track, evaluate, needs=_measured)
+    return _again(place, track, evaluate, needs=_measured, overrides=overrides)
 
 
 def bench_again(
@@ -318,6 +340,9 @@ def _again(
     """Does a step behind the trainings on a run folder, and writes result.json, the card and the report anew. What it
     `needs` is asked for before anything is written."""
     result = folder.read_json(place / folder.RESULT)
+    if "students" in result:
+        several = ", ".join(str(place / one["path"]) for one in result["students"])
+        raise UserError(f"{place} holds the runs of several students: name one of {several}")
     if "student" not in result or not (place / "student" / STUDENT_FILE).is_file():
         raise UserError(f"{place} has no trained student yet; `edgestill run … --out {place} --resume` trains it")
     recipe = load_recipe(place / folder.RECIPE, overrides)
@@ -367,6 +392,7 @@ def _deliver(job: Job, student: Model, place: Path, result: Result, track: Track
     result["artifacts"] = _describe(job, parts, made, place, track)
     result["seconds"]["export"] = perf_counter() - started
     deliver.check_parity(job, result["artifacts"])
+    skills.measure_artifacts(job, place, result, student, track)
     _bench(job, parts, made, place, result, track)
 
 

@@ -57,6 +57,7 @@ def summary(result: Result) -> list[str]:
             f"{shown(result['arms'][other]['mean'])}, "
             f"{interval} over {difference['over']}"
         )
+    lines += skill_lines(result)
     quantized = result.get("quantized", {})
     if quantized.get("worse"):
         lines.append(f"8 bits   {quantized['worse']}")
@@ -68,6 +69,68 @@ def summary(result: Result) -> list[str]:
         lines += _artifact(artifact, teacher, f"{shown(artifact['quality'])} {metric['name']}")
         lines += _budget(result["budget"], shown)
     return lines
+
+
+def skill_lines(result: Result) -> list[str]:
+    """A line a skill: what the student scores, and what the file that was judged retains of the teacher's."""
+    lines, artifact = [], judged_artifact(result)
+    for name, entry in result.get("skills", {}).items():
+        models = entry["models"]
+        if "student" not in models:
+            continue
+        plain = entry["scorer"] in ("bits-per-byte", "perplexity")
+        shown = _number if plain else percent
+        line = f"{name:<8} {shown(models['student']['score'])} of {shown(models['teacher']['score'])} {entry['scorer']}"
+        if "baseline" in models:
+            line += f", baseline {shown(models['baseline']['score'])}"
+        last = models.get(artifact["name"]) if artifact else None
+        kept = (last or models["student"]).get("retained")
+        if kept is not None:
+            low, high = (last or models["student"])["retained_interval"] or (kept, kept)
+            line += f"; {'the file' if last else 'it'} retains {percent(kept)} [{low * 100:.1f}, {high * 100:.1f}]"
+        lines.append(line)
+    return lines
+
+
+def students(result: Result) -> str:
+    """Several students of one teacher, a line each."""
+    metric, teacher, first = result["metric"], result["teacher"], result["students"][0]
+    shown = percent if metric["higher_is_better"] else _number
+    rows: list[tuple[str, ...]] = [
+        ("student", "parameters", metric["name"], "baseline", "file", "bytes", "p50 ms", *first["skills"]),
+        (
+            *("(teacher)", f"{teacher['parameters']:,}", shown(teacher["quality"]), "", "", "", ""),
+            *(_skill(entry, "teacher") for entry in first["skills"].values()),
+        ),
+    ]
+    for one in result["students"]:
+        artifact = judged_artifact(one) or next(iter(one["artifacts"]), None)
+        baseline, file = one["arms"].get("baseline"), ("–",) * 3
+        if artifact:
+            file = (artifact["name"], f"{artifact['bytes']:,}", f"{artifact['latency_ms']['p50']:.3f}")
+        asked = artifact["name"] if artifact else "student"
+        rows.append(
+            (
+                *(one["name"], f"{one['parameters']:,}", shown(one["quality"])),
+                *(shown(baseline["mean"]) if baseline else "–", *file),
+                *(_skill(entry, asked) for entry in one["skills"].values()),
+            )
+        )
+    return _columns(rows)
+
+
+def _skill(entry: Result, model: str) -> str:
+    found = entry["models"].get(model, entry["models"].get("student", {}))
+    if "score" not in found:
+        return "–"
+    return f"{found['score']:.3f}" if entry["scorer"] in ("bits-per-byte", "perplexity") else percent(found["score"])
+
+
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def comparison(results: dict[str, Result]) -> str:
@@ -88,10 +151,7 @@ def comparison(results: dict[str, Result]) -> str:
             p50 = f"{artifact['latency_ms']['p50']:.3f}"
             last = (artifact["name"], shown(artifact["quality"]), f"{artifact['bytes']:,}", p50)
         rows.append((name, teacher, *mean, gained, *last))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return _columns(rows)
 
 
 def _artifact(artifact: dict[str, Any], teacher: dict[str, Any], quality: str) -> list[str]:
@@ -125,4 +185,6 @@ def _budget(budget: dict[str, Any], shown: Callable[[float], str]) -> list[str]:
 def _quantity(name: str, value: float, shown: Callable[[float], str]) -> str:
     if name == "latency":
         return format_seconds(value)
+    if name.startswith("keep "):
+        return percent(value)
     return shown(value) if name == "quality" else format_bytes(value)

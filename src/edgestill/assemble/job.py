@@ -14,6 +14,7 @@ from edgestill.assemble.data import Splits
 from edgestill.assemble.models import from_teacher, image_model, text_model
 from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
 from edgestill.evaluate.metric import Metric, predictor
+from edgestill.evaluate.skill import Skill
 from edgestill.losses import SOFT_LOSSES, cross_entropy, regression
 from edgestill.models import Expected, ImageInput, Model, TextInput
 from edgestill.objective import Objective, Term
@@ -50,6 +51,7 @@ class Job:
     device: torch.device
     joint: Joint | None = None
     processes: Processes = ALONE
+    skills: tuple[Skill, ...] = ()
 
     def student(self, seed: int, arm: str = STUDENT) -> Model:
         """The student with the initial weights of a seed, the same in every arm; on its teacher's classifier where the

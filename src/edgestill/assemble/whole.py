@@ -22,6 +22,7 @@ from edgestill.assemble.models import (
     takes_length,
     text_model,
 )
+from edgestill.assemble.skills import skills_of
 from edgestill.assemble.terms import check_losses, examples_of, terms_of, trained
 from edgestill.bench import remote
 from edgestill.bench.aarch64_root import find_root
@@ -72,7 +73,7 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     examples = examples_of(terms, student, teacher, probes)
     job = Job(
         recipe, parts.splits, teacher, parts.default, parts.metric, terms, maps, phase_terms, examples, device, joint,
-        processes,
+        processes, skills_of(recipe, teacher, student),
     )  # fmt: skip
     in_pieces = recipe.train.accumulate * processes.count > 1
     outputs = 1 if recipe.data.label == "number" else len(parts.splits.train.classes)

@@ -144,6 +144,16 @@ def load_texts(
     }  # fmt: skip
 
 
+def load_rows(spec: str, cache: str | Path | None = None) -> list[dict[str, Any]]:
+    """The rows of files, a Hub id or a function as `load_texts` takes them, each a dict of its columns.
+
+    Raises UserError where there are none."""
+    table, _ = _table(resolve(spec, Path.cwd()), "test", spec, {}, cache_folder(cache))
+    if not table or not len(next(iter(table.values()))):
+        raise UserError(f"{spec} has no rows")
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
 def _numbers(part: _Read) -> npt.NDArray[np.float32]:
     found = np.full(len(part.written), np.nan, np.float32)
     for row, value in enumerate(part.written):

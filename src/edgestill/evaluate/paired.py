@@ -1,5 +1,6 @@
 """Differences between arms, with their intervals. S seeds, N samples."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -35,6 +36,27 @@ def over_samples(student: NDArray[np.generic], baseline: NDArray[np.generic]) ->
         return Difference(mean, None, "test samples")
     half = 1.96 * float(differences.std(ddof=1)) / sqrt(len(differences))
     return Difference(mean, (mean - half, mean + half), "test samples")
+
+
+def over_redraws(
+    of: Callable[[NDArray[np.float64]], NDArray[np.float64]], count: int, draws: int = 2000
+) -> tuple[float, float] | None:
+    """95 % bootstrap interval: of `count` samples, drawn anew with replacement, the middle of what a statistic gives.
+
+    `of` takes how often each sample was drawn [R, N] and gives a number for each draw [R]; NaN does not count. None
+    with less than two samples, or where nothing but NaN came. (Efron 1979, the percentile method.)
+    """
+    if count < 2:
+        return None
+    generator, found = np.random.default_rng(0), []
+    for _ in range(0, draws, 100):  # all at once would be as large as the data, 2,000 times
+        found.append(of(generator.multinomial(count, np.full(count, 1 / count), 100).astype(np.float64)))
+    values = np.concatenate(found)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def retained(student: float, teacher: float, chance: float) -> float:

@@ -1,8 +1,8 @@
 """The recipe: everything that a run is told, as plain typed values. No torch, so that a typo is refused at once."""
 
-from edgestill.recipe.sections import FromTeacher, Phase, Student, Teacher, Term
+from edgestill.recipe.sections import FromTeacher, Phase, Skill, Student, Teacher, Term
 from edgestill.recipe.values import EMULATED, FORMATS, IMAGES, RUNTIMES, SOFT_LOSSES, TERM_LOSSES, TRAINED
-from edgestill.recipe.whole import Recipe, dump, load_recipe, validate
+from edgestill.recipe.whole import Recipe, dump, load_recipe, load_recipes, validate
 
 __all__ = [
     "EMULATED",
@@ -15,10 +15,12 @@ __all__ = [
     "FromTeacher",
     "Phase",
     "Recipe",
+    "Skill",
     "Student",
     "Teacher",
     "Term",
     "dump",
     "load_recipe",
+    "load_recipes",
     "validate",
 ]

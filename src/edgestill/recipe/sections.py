@@ -29,6 +29,7 @@ from edgestill.recipe.values import (
     Threads,
     loss_name,
     map_name,
+    scorer_name,
     share_or_split,
 )
 
@@ -142,6 +143,9 @@ class FromTeacher(Section):
 
 
 class Student(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = Field(
+        None, description="Of one of several students: its run's folder."
+    )
     model: str | None = Field(
         None, description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder."
     )
@@ -299,11 +303,66 @@ class Bench(Section):
     python: str = Field("python3", description="The Python of that host.")
 
 
+class Skill(Section):
+    scorer: Annotated[str, AfterValidator(scorer_name)] = Field(
+        description="How answers are scored: bits-per-byte, perplexity, exact-number, exact-text, multiple-choice, "
+        "instructions (IFEval's form), lm-eval, or file.py:function of (reply, row), which gives a number in 0…1."
+    )
+    data: str = Field(description="Files, a Hub id or file.py:function; of lm-eval a file with its task's columns.")
+    task: str | None = Field(None, description="The task of lm-eval.")
+    measure: str | None = Field(None, description="Which measure of lm-eval's task; its first by default.")
+    prompt: str | None = Field(
+        None, description='How a row is asked, as in "Q: {question}\\nA:"; by default its column prompt or question.'
+    )
+    answer: str | None = Field(None, description="The right answer, in the same way; by default its column answer.")
+    choices: str | list[str] = Field(
+        "choices", description="Of multiple choice: the column that lists them, or the texts of all rows."
+    )
+    shots: NonNegativeInt = Field(0, description="Examples, with their answers, that stand before each question.")
+    examples: str | None = Field(None, description="Where these come from: its first rows.")
+    chat: bool | None = Field(
+        None, description="Ask through the chat template; by default where the task is instruction."
+    )
+    samples: Count | None = Field(None, description="Evenly spaced rows alone, of lm-eval the first; all by default.")
+    tokens: Count = Field(128, description="Most tokens of a reply.")
+    length: Count | None = Field(None, description="Most tokens of a prompt with its reply; data.length by default.")
+    stop: list[str] | None = Field(
+        None, description="Texts before which a reply ends; an empty line by default where there is no chat."
+    )
+
+    @model_validator(mode="after")
+    def _of_its_scorer(self) -> "Skill":
+        written = self.scorer.startswith("exact") or self.scorer == "instructions" or ".py:" in self.scorer
+        for name, value, takes in (
+            ("task", self.task, self.scorer == "lm-eval"),
+            ("measure", self.measure, self.scorer == "lm-eval"),
+            ("choices", self.choices != "choices", self.scorer == "multiple-choice"),
+            ("chat", self.chat, written),
+            ("stop", self.stop, written),
+            ("prompt", self.prompt, written or self.scorer == "multiple-choice"),
+            ("answer", self.answer, self.scorer.startswith("exact") or self.scorer == "multiple-choice"),
+            ("shots", self.shots, self.scorer not in ("bits-per-byte", "perplexity", "instructions")),
+        ):
+            if value and not takes:
+                raise ValueError(f"{name}: is not for the scorer {self.scorer}")
+        if self.scorer == "lm-eval" and self.task is None:
+            raise ValueError("needs `task`, the name of a task of lm-eval")
+        if bool(self.shots) != (self.examples is not None):
+            raise ValueError("shots and examples belong together: how many, and the data that they come from")
+        if self.length is not None and self.tokens >= self.length and written:
+            raise ValueError(f"tokens: a reply of {self.tokens} leaves a prompt no room in a length of {self.length}")
+        return self
+
+
 class Budget(Section):
     size: Size | None = Field(None, description="Largest file, as in 120 KB.")
     latency: Duration | None = Field(None, description="Largest median time of one sample, as in 2 ms.")
     memory: Size | None = Field(None, description="Largest peak memory over an empty model, as in 8 MB.")
     quality: Quality | None = Field(None, description="Smallest test quality, 0.87; of bits per byte the largest.")
+    keep: dict[str, Fraction] = Field(
+        default_factory=dict,
+        description="Smallest share of the teacher's that is retained, by skill: {arithmetic: 0.9}.",
+    )
     runtime: Literal["onnxruntime", "executorch", "openvino", "litert"] | None = Field(
         None, description="Whose files the limits are for; all by default."
     )

@@ -65,6 +65,15 @@ EMULATED = "qemu-aarch64"
 IMAGES, TEXTS = ("image-classification",), ("text-classification", "language-modeling", "instruction")
 TEXT_FORMATS = ("onnx", "onnx-int8-dynamic")
 """Formats that text models are exported to."""
+SCORERS = (
+    "bits-per-byte",
+    "perplexity",
+    "exact-number",
+    "exact-text",
+    "multiple-choice",
+    "instructions",
+    "lm-eval",
+)
 MAPS = ("direct", "width", "depth", "first", "last", "auto", "every-N")
 
 
@@ -103,6 +112,14 @@ def loss_name(names: Sequence[str]) -> Callable[[str], str]:
 def map_name(value: str) -> str:
     if value not in MAPS[:-1] and not re.fullmatch(r"every-[1-9]\d{0,3}", value):
         raise ValueError(f"must be one of {', '.join(MAPS)}; {value!r} came{closest(value, MAPS)}")
+    return value
+
+
+def scorer_name(value: str) -> str:
+    if value not in SCORERS and not FUNCTION.fullmatch(value):
+        raise ValueError(
+            f"must be one of {', '.join(SCORERS)} or file.py:function; {value!r} came{closest(value, SCORERS)}"
+        )
     return value
 
 

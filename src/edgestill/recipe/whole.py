@@ -23,6 +23,7 @@ from edgestill.recipe.sections import (
     Distill,
     Phase,
     Quantize,
+    Skill,
     Student,
     Teacher,
     Train,
@@ -54,7 +55,12 @@ class Recipe(Section):
         json_schema_extra=lambda schema: schema.update(anyOf=[{"$ref": schema.pop("$ref")}, {"type": "string"}]),
     )
     teacher: Teacher = Field(description="The large trained model.")
-    student: Student = Field(description="The small model being trained.")
+    student: Student = Field(
+        description="The small model being trained; of a list of them, each is a run of its own.",
+        json_schema_extra=lambda schema: schema.update(
+            anyOf=[{"$ref": schema["$ref"]}, {"type": "array", "items": {"$ref": schema.pop("$ref")}, "minItems": 2}]
+        ),
+    )
     distill: Distill = Field(default_factory=Distill, description="What is learned from the teacher.")
     phases: list[Phase] = Field(
         default_factory=default_phases,
@@ -62,6 +68,10 @@ class Recipe(Section):
         "finetune 0.2 (alpha 0, no terms).",
     )
     train: Train = Field(default_factory=Train, description="How the student's arms are trained.")
+    skills: dict[str, Skill] = Field(
+        default_factory=dict,
+        description="What a language model must be able to do, by name: each a data set and a scorer.",
+    )
     compare: Compare = Field(default_factory=Compare, description="What the student is compared with.")
     budget: Budget = Field(default_factory=Budget, description="Limits that the artifact must meet.")
     export: list[Annotated[str, AfterValidator(format_name)]] = Field(
@@ -129,6 +139,17 @@ class Recipe(Section):
             raise ValueError("train.label_smoothing: labels are numbers, which are not smoothed")
         if self.task != "text-classification" and data.labels_per_class is not None:
             raise ValueError(f"data.labels_per_class: {self.task} has no labels")
+        return self
+
+    @model_validator(mode="after")
+    def _skilled(self) -> "Recipe":
+        if self.skills and self.task not in ("language-modeling", "instruction"):
+            raise ValueError(f"skills: are those of language models; the task is {self.task}")
+        for name in self.budget.keep:
+            if name not in self.skills:
+                raise ValueError(f"budget.keep: there is no skill {name!r}{closest(name, [*self.skills])}")
+            if self.skills[name].scorer == "perplexity":
+                raise ValueError(f"budget.keep: no share of a perplexity is retained; score {name} by bits-per-byte")
         return self
 
     @model_validator(mode="after")
@@ -229,8 +250,45 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     >>> load_recipe("digits", ["distill.temperature=2"]).distill.temperature
     2.0
     """
+    raw = _raw(recipe, overrides)
+    if isinstance(raw.get("student"), list):
+        raise UserError("student: several are listed, each of which is a run of its own: `load_recipes` gives them all")
+    return validate(raw)
+
+
+def load_recipes(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
+    """Of a recipe that lists several students a Recipe each, by the student's name; of any other its one Recipe, by the
+    name "". Otherwise as `load_recipe`."""
+    raw = _raw(recipe, overrides)
+    listed = raw.get("student")
+    if not isinstance(listed, list):
+        return {"": validate(raw)}
+    if len(listed) < 2:
+        raise UserError(f"recipe: student: a list of students needs at least two; {len(listed)} came")
+    recipes: dict[str, Recipe] = {}
+    for place, section in enumerate(listed):
+        try:
+            made = validate(raw | {"student": section})
+        except UserError as error:
+            raise UserError(f"{error} (student {place} of the list)") from None
+        name = made.student.name or _student_name(made.student, place)
+        if name in recipes:
+            raise UserError(f"recipe: student: two are called {name!r}: give them a `name` each")
+        recipes[name] = made
+    return recipes
+
+
+def _student_name(student: Student, place: int) -> str:
+    """What a student is called that has no name."""
+    section = student.from_teacher
+    if section is not None and section.depth is not None:
+        return f"depth-{section.depth:g}"
+    return f"student-{place}"
+
+
+def _raw(recipe: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     phases = [phase.model_dump(exclude_none=True) for phase in default_phases()]
-    return validate(read(recipe, overrides, {"phases": phases}))
+    return read(recipe, overrides, {"phases": phases})
 
 
 def validate(raw: dict[str, Any]) -> Recipe:

@@ -15,10 +15,12 @@ def write(run: Path) -> Path:
     >>> write(Path("runs/digits"))  # doctest: +SKIP
     PosixPath('runs/digits/report.html')
     """
+    from edgestill.report import students
     from edgestill.report.folder import read
     from edgestill.report.page import render
 
-    page = render(read(Path(run)))
+    found = read(Path(run))
+    page = students.render(found.result) if "students" in found.result else render(found)
     target = Path(run) / "report.html"
     partial = target.with_name(f".report.html.{os.getpid()}")
     try:

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from edgestill.report import classes, curves, eight_bits, examples, layers, table, tradeoff, words
+from edgestill.report import classes, curves, eight_bits, examples, layers, skills, table, tradeoff, words
 from edgestill.report.draw import Plot
 from edgestill.report.folder import Folder
 from edgestill.report.words import Metric
@@ -52,6 +52,9 @@ def _context(folder: Folder) -> dict[str, Any]:
         "several_seeds": any(len(arm.get("seeds") or []) > 1 for arm in (result.get("arms") or {}).values()),
         "tradeoff": _shown(tradeoff.plots(result, of, roles)),
         "key": artifacts if len(artifacts) > tradeoff.NAMED else [],
+        "skill_columns": skills.columns(result),
+        "skills": skills.rows(result),
+        "skills_retained": _shown([plot] if (plot := skills.retained(result, roles)) else []),
         "eight_bits": eight_bits.formats(result, of),
         "simulated": any(artifact.get("simulated") for artifact in result.get("artifacts") or []),
         "layer_losses": _shown([plot] if (plot := eight_bits.layer_losses(result)) else []),

@@ -153,11 +153,12 @@ def verdicts(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
     for name, verdict in (result.get("budget") or {}).items():
         if not isinstance(verdict, dict) or verdict.get("limit") is None:
             continue
-        write = writers.get(name) or (lambda value: words.quality(value, of))
-        at_least = name == "quality" and of.higher_is_better
+        kept = name.startswith("keep ")
+        write = writers.get(name) or (words.percent if kept else lambda value: words.quality(value, of))
+        at_least = kept or (name == "quality" and of.higher_is_better)
         judged.append(
             {
-                "name": LIMITS.get(name, name),
+                "name": f"Skill {name[5:]}" if kept else LIMITS.get(name, name),
                 "value": write(verdict.get("value")),
                 "limit": f"{'at least' if at_least else 'at most'} {write(verdict['limit'])}",
                 "met": verdict.get("met"),

@@ -1,0 +1,171 @@
+"""A task of EleutherAI's lm-eval by its name, its data given locally, asked of any of our language models."""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partialmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from edgestill.data.hub import quiet
+from edgestill.errors import UserError, closest, first_line
+from edgestill.evaluate.likelihood import continuations, whole
+from edgestill.evaluate.metric import Track
+from edgestill.evaluate.writing import LanguageModel, answers, prompt_ids, with_room
+
+KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+def check(task: str, data: str, examples: str | None) -> None:
+    """UserError where lm-eval is not installed, or has no such task."""
+    manager = _manager()
+    names = [*manager.all_subtasks]
+    if task not in names:
+        raise UserError(f"lm-eval has no task {task!r}{closest(task, names)}; a group's tasks are named one by one")
+    if manager.task_index[task].yaml_path is None:
+        raise UserError(f"lm-eval's task {task} reads its data by code of its own: take another, or a scorer of ours")
+    for path in filter(None, (data, examples)):
+        if Path(path).suffix not in KINDS:
+            raise UserError(f"lm-eval's tasks take files of {', '.join(KINDS)}; {path} came")
+
+
+def scores(
+    model: LanguageModel,
+    task: str,
+    data: str,
+    *,
+    examples: str | None = None,
+    shots: int = 0,
+    samples: int | None = None,
+    measure: str | None = None,
+    tokens: int = 256,
+    track: Track = lambda items, *_: items,
+) -> tuple[np.ndarray, float, list[str]]:
+    """Each sample's score [N], what guessing would score, and what was answered.
+
+    Args:
+        data, examples: files whose rows have the columns of the task's own data set: what is asked, and what the
+            `shots` that stand before each question are drawn from.
+        samples: the first so many alone.
+        measure: of the task's, such as acc_norm; its first one that is a mean of samples unless said.
+        tokens: most tokens that are written, where the task sets no smaller number.
+    """
+    from lm_eval.evaluator import simple_evaluate
+
+    try:
+        with tempfile.TemporaryDirectory() as folder, quiet(f"lm-eval: the data of {data}"), _without_bars():
+            found: Any = simple_evaluate(
+                model=_asked(model, tokens, track),
+                tasks=[str(_with_data(task, data, examples, Path(folder)))],
+                num_fewshot=shots,
+                limit=samples,
+                bootstrap_iters=0,
+                log_samples=True,
+                task_manager=_manager(),
+            )
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"lm-eval: {task} cannot be asked with the data of {data}: {first_line(error)}") from error
+    rows = found["samples"][task]
+    measures = [name for name in rows[0]["metrics"] if isinstance(rows[0][name], int | float)]
+    chosen = measure or (measures[0] if measures else None)
+    if chosen is None or chosen not in measures:
+        raise UserError(f"lm-eval: {task} has no measure {chosen!r} of single samples: {', '.join(measures) or 'none'}")
+    kept = [row for row in rows if row["filter"] == rows[0]["filter"]]
+    choices = (
+        [len(row["arguments"]) for row in kept] if found["configs"][task]["output_type"] == "multiple_choice" else []
+    )
+    chance = float(np.mean([1 / count for count in choices])) if choices and chosen.startswith("acc") else 0.0
+    return np.asarray([float(row[chosen]) for row in kept]), chance, [_shown(row) for row in kept]
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """lm-eval draws bars of its own, which it cannot be told to leave."""
+    from tqdm import tqdm
+
+    usual = tqdm.__init__
+    tqdm.__init__ = partialmethod(usual, disable=True)
+    try:
+        yield
+    finally:
+        tqdm.__init__ = usual
+
+
+def _with_data(task: str, data: str, examples: str | None, folder: Path) -> Path:
+    """The task's own description, but for where its rows come from, as a file that lm-eval reads."""
+    described = {
+        "include": str(_manager().task_index[task].yaml_path),
+        "task": task,
+        "dataset_path": KINDS[Path(data).suffix],
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": data} | ({"train": examples} if examples else {})},
+        "test_split": "test",
+        "validation_split": None,
+        "training_split": "train" if examples else None,
+        "fewshot_split": "train" if examples else None,
+    }
+    path = folder / "task.yaml"
+    path.write_text(yaml.safe_dump(described), encoding="utf-8")
+    return path
+
+
+def _shown(row: dict[str, Any]) -> str:
+    answered = row["filtered_resps"]
+    return str(answered[0] if len(answered) == 1 else answered)
+
+
+@cache
+def _manager() -> Any:
+    """lm-eval's tasks, of which it reads thousands of files."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(f"tasks of lm-eval need it: pip install 'edgestill[lm-eval]' ({first_line(error)})") from error
+    _quiet()
+    return TaskManager()
+
+
+def _quiet() -> None:
+    for name in ("lm_eval", "lm-eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _asked(model: LanguageModel, tokens: int, track: Track) -> Any:
+    """Our language model as lm-eval asks one."""
+    from lm_eval.api.model import LM
+
+    class Asked(LM):  # type: ignore[misc]
+        def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+            found, greedy = continuations(model, [request.args for request in requests], track, "asking")
+            return list(zip(found.tolist(), greedy.tolist(), strict=True))
+
+        def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+            found: list[float] = whole(model, [request.args[0] for request in requests], track, "asking").tolist()
+            return found
+
+        def generate_until(self, requests: Sequence[Any]) -> list[str]:
+            asked = [_stops(request.args[1], tokens) for request in requests]
+            replies = [""] * len(requests)
+            for options in dict.fromkeys(asked):
+                rows = [row for row, own in enumerate(asked) if own == options]
+                prompts = [
+                    with_room(prompt_ids(model.expected, requests[row].args[0]), model.expected, options[0])
+                    for row in rows
+                ]
+                for row, reply in zip(rows, answers(model, prompts, *options, track, "writing"), strict=True):
+                    replies[row] = reply
+            return replies
+
+    return Asked()
+
+
+def _stops(options: dict[str, Any], tokens: int) -> tuple[int, tuple[str, ...]]:
+    """The most tokens of a reply, and the texts before which it ends."""
+    stops = options.get("until") or ()
+    return min(int(options.get("max_gen_toks", tokens)), tokens), ((stops,) if isinstance(stops, str) else (*stops,))

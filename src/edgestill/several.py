@@ -1,0 +1,105 @@
+"""Several students of one teacher: a run each, and side by side what each can do for its size."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgestill import deliver, folder, progress, report
+from edgestill.assemble import assemble
+from edgestill.errors import UserError
+from edgestill.folder import RESULT
+from edgestill.processes import connect
+from edgestill.recipe import Recipe
+from edgestill.run import run
+from edgestill.train import Track
+
+Result = dict[str, Any]
+TAKEN = ("report.html", RESULT, "teachers")
+
+
+def run_students(
+    recipes: Mapping[str, Recipe],
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    track: Track = progress.track,
+    deliver_files: bool = True,
+) -> Result:
+    """A run for each student, in a folder of its name; a teacher that is to be fitted is fitted once.
+
+    Args:
+        recipes: by the students' names, from `load_recipes`.
+        out, resume, track, deliver_files: as of `run`; students that are done stay as they are.
+
+    Returns:
+        What result.json of the folder holds: teacher, and of each student its parameters, quality, skills, artifacts
+        and budget. Raises UserError, before any training, where one of them does not fit together.
+
+    >>> import edgestill as es
+    >>> es.run_students(es.load_recipes("sizes.yaml"), "runs/sizes")["students"][0]["quality"]  # doctest: +SKIP
+    0.91
+    """
+    place = Path(out) if out is not None else folder.fresh()
+    for name, recipe in recipes.items():
+        if name in TAKEN:
+            raise UserError(f"student.name: {name} is the name of another file of the folder: choose another")
+        if not _done(place / name):
+            _check(name, recipe, track, deliver_files)
+    folder.create(place, resume)
+    if not (place / RESULT).is_file():  # so that a run that is killed now can be gone on with
+        folder.write_json(place / RESULT, {"version": 1, "status": "running", "students": []})
+    results = {}
+    for name, recipe in recipes.items():
+        own = place / name
+        if not _done(own):
+            again = resume and own.exists()
+            made = run(recipe, own, resume=again, track=track, deliver_files=deliver_files, teachers=place / "teachers")
+            if not made:  # not the first of several processes
+                continue
+        results[name] = folder.read_json(own / RESULT)
+        result = gathered(results, "done" if len(results) == len(recipes) else "running")
+        folder.write_json(place / RESULT, result)
+    return result | {"report": str(report.write(place))} if results else {}
+
+
+def _done(own: Path) -> bool:
+    return (own / RESULT).is_file() and folder.read_json(own / RESULT).get("status") == "done"
+
+
+def _check(name: str, recipe: Recipe, track: Track, deliver_files: bool) -> None:
+    """UserError for a student that does not fit, before any other is trained."""
+    try:
+        job = assemble(recipe, track, processes=connect(recipe.train.device))
+        if deliver_files:
+            deliver.check(job)
+    except UserError as error:
+        raise UserError(f"student {name}: {error}") from error
+
+
+def gathered(results: Mapping[str, Result], status: str) -> Result:
+    """One result of several runs."""
+    first = next(iter(results.values()))
+    students = [_student(name, result) for name, result in results.items()]
+    judged = [one["budget"] for one in students if "budget" in one]
+    return {
+        "version": 1,
+        "status": status,
+        **{key: first[key] for key in ("date", "task", "metric", "data", "teacher")},
+        "students": students,
+        "budget": {"met": any(budget["met"] for budget in judged) or not judged},
+    }
+
+
+def _student(name: str, result: Result) -> Result:
+    arms = result["arms"]
+    kept = ("mean", "std", "retained", "gap", "difference")
+    return {
+        "name": name,
+        "path": name,
+        **{key: result["student"].get(key) for key in ("model", "parameters", "flops", "bytes", "latency_ms")},
+        "quality": arms["student"]["mean"],
+        "arms": {arm: {key: found[key] for key in kept if key in found} for arm, found in arms.items()},
+        "artifacts": result.get("artifacts", []),
+        "skills": result.get("skills", {}),
+        **({"budget": result["budget"]} if "budget" in result else {}),
+    }

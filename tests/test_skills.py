@@ -1,6 +1,7 @@
 """Skills of language models: what is written, how likely it is, how that is scored, and what a run makes of it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,10 +171,9 @@ def knowing(model: LanguageModel, right: set[int]) -> LanguageModel:
         for row, ids in enumerate(inputs[:, 0]):
             text = words.decode(ids[inputs[row, 1] > 0])
             for place in range(len(text)):
-                asked_for, _, begun = text[: place + 1].rpartition("\n")[2].partition("=")
-                one, plus, other = asked_for.partition("+")
-                full = known.get(int(one) * 10 + int(other), "0") if plus and one and other else "0"
-                following = full[len(begun) :][:1] if full.startswith(begun) else ""
+                found = re.search(r"(\d)\+(\d)=(\d*)$", text[: place + 1])
+                full = known.get(int(found[1]) * 10 + int(found[2]), "0") if found else ""
+                following = full[len(found[3]) :][:1] if found and full.startswith(found[3]) else ""
                 logits[row, place, words.convert_tokens_to_ids(following or "\n")] = 9.0
         return logits
 
@@ -190,7 +190,7 @@ def test_exact_numbers_are_counted(asked_model: tuple[torch.nn.Module, LanguageM
 
 def test_of_choices_the_most_probable_counts(asked_model: tuple[torch.nn.Module, LanguageModel]) -> None:
     rows = [row for row in ROWS if row["sum"] > 9 and not row["results"][0].startswith(row["results"][1])]
-    chosen = replace(skill("multiple-choice", choices="results"), rows=rows)
+    chosen = replace(skill("multiple-choice", choices="results", between=""), rows=rows)
     found = measure(chosen, knowing(asked_model[1], {*range(100)}))
     assert found.chance == 0.5
     assert found.scores.mean() == 1
@@ -410,7 +410,7 @@ def test_skills_that_cannot_be_are_refused_before_training(
 
 def test_a_skill_that_the_teacher_lacks_cannot_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    changed = ["--set=teacher.fit.epochs=0.05", "--set=skills.sums.answer={sum}99"]
+    changed = ["--set=teacher.fit.epochs=0.05", '--set=skills.sums.answer="{sum}99"']
     assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--quiet", *changed]) == 2
     assert "cannot be kept" in capsys.readouterr().err
 

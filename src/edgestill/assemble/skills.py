@@ -44,6 +44,7 @@ def _skill(recipe: Recipe, name: str, section: SkillSection, models: tuple[Model
         prompt=section.prompt,
         answer=section.answer,
         choices=section.choices,
+        between=section.between,
         shots=shots,
         chat=chat,
         tokens=section.tokens,

@@ -25,6 +25,7 @@ class Skill:
         source: where they came from, for messages.
         prompt, answer: how they are written of a row, `"Q: {question}\\nA:"`; None for the usual columns.
         choices: of multiple choice: the column that lists them, or the same ones for every row.
+        between: what stands between a prompt and its answer; None for a space, unless the prompt ends in one.
         shots: rows that stand before each question with their answers.
         chat: whether a prompt is a user's message, as the chat template writes it.
         tokens: the most that are written.
@@ -40,6 +41,7 @@ class Skill:
     prompt: str | None = None
     answer: str | None = None
     choices: str | Sequence[str] = "choices"
+    between: str | None = None
     shots: Sequence[Row] = ()
     chat: bool = False
     tokens: int = 128
@@ -120,7 +122,7 @@ def right_choice(skill: Skill, row: Row, number: int) -> tuple[list[str], int]:
 def before(skill: Skill) -> str:
     """The shots, each with its answer, an empty line between them."""
     shots = [(filled(skill, row, "prompt"), _answer_of_shot(skill, row)) for row in skill.shots]
-    return "".join(f"{prompt}{behind(prompt)}{answer}\n\n" for prompt, answer in shots)
+    return "".join(f"{prompt}{behind(skill, prompt)}{answer}\n\n" for prompt, answer in shots)
 
 
 def _answer_of_shot(skill: Skill, row: Row) -> str:
@@ -130,8 +132,10 @@ def _answer_of_shot(skill: Skill, row: Row) -> str:
     return found[right]
 
 
-def behind(prompt: str) -> str:
+def behind(skill: Skill, prompt: str) -> str:
     """What stands between a prompt and what follows it."""
+    if skill.between is not None:
+        return skill.between
     return "" if not prompt or prompt[-1].isspace() else " "
 
 

@@ -102,7 +102,7 @@ def _choices(skill: Skill, model: LanguageModel, track: Track) -> Found:
         rights.append(right)
         written.append((prompt, found))
         for choice in found:
-            pairs.append((prompt, behind(prompt) + choice))
+            pairs.append((prompt, behind(skill, prompt) + choice))
             owners.append(number)
     likely, _ = continuations(model, pairs, track, skill.name)
     scores, replies, start = [], [], 0

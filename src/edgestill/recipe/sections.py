@@ -318,6 +318,9 @@ class Skill(Section):
     choices: str | list[str] = Field(
         "choices", description="Of multiple choice: the column that lists them, or the texts of all rows."
     )
+    between: str | None = Field(
+        None, description="What stands between a prompt and its answer; a space unless the prompt ends in one."
+    )
     shots: NonNegativeInt = Field(0, description="Examples, with their answers, that stand before each question.")
     examples: str | None = Field(None, description="Where these come from: its first rows.")
     chat: bool | None = Field(

@@ -431,8 +431,8 @@ def test_a_run_is_measured_on_another_host_by_its_command(
     client.chmod(0o755)
     monkeypatch.setenv("PATH", f"{client.parent}:{os.environ['PATH']}")
     run = tmp_path / "run"
-    quick = ["train.epochs=1", "compare.seeds=1", "teacher.fit.epochs=6", "export=[onnx, onnx-int8]"]
-    quick += ["budget={size: 1 MB}", "verify.agreement=0"]
+    quick = ["train.epochs=1", "compare.seeds=1", "teacher.fit.epochs=4", "export=[onnx]"]
+    quick += ["budget={size: 1 MB}", "compare.baseline=false"]
     assert main(["run", "digits", "--quiet", "--out", str(run), *(w for s in quick for w in ("--set", s))]) == 0
     assert main(["bench", str(run), "--host", server.host, "--python", sys.executable, "--quiet"]) == 0
     result = json.loads((run / "result.json").read_text())

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import sys
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -70,12 +71,44 @@ def _names_in_examples(doctest_namespace):
 
 @pytest.fixture(autouse=True, scope="session")
 def _operators_of_onnx_are_listed_once():
-    """torch.onnx lists the operators that it has anew for each export, which is a third of a small one."""
+    """torch.onnx lists the operators that it has anew for each export, which is half of a small one; here, once for
+    all exports between which torch got no more operators."""
     from torch.onnx._internal.exporter import _registration
 
+    make = _registration.ONNXRegistry.from_torchlib
+
+    @cache
+    def made(opset_version, _operators):
+        return make(opset_version=opset_version)
+
+    def listed(opset_version):
+        return made(opset_version, len(torch._C._dispatch_get_all_op_names()))
+
     with pytest.MonkeyPatch.context() as patch:
-        listed = staticmethod(cache(_registration.ONNXRegistry.from_torchlib))
-        patch.setattr(_registration.ONNXRegistry, "from_torchlib", listed)
+        patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(listed))
+        yield
+
+
+@pytest.fixture(scope="session")
+def bare_runs():
+    """A context whose runs go without what has tests of its own, and takes longer than a small training: the files that
+    are tried before it, and the report behind it."""
+    from edgestill import deliver, report
+
+    @contextmanager
+    def bare():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(deliver, "check", lambda job: None)
+            patch.setattr(report, "write", lambda place: place / "report.html")
+            yield
+
+    return bare
+
+
+@pytest.fixture
+def bare(bare_runs):
+    """The same, for the whole of a test."""
+    with bare_runs():
         yield
 
 

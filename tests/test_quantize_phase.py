@@ -18,9 +18,10 @@ from edgestill.recipe import Recipe, load_recipe
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, bare_runs) -> Path:
     out = tmp_path_factory.mktemp("runs") / "digits"
-    job.run(load_recipe("digits", QUANTIZED), out, track=progress.silent, deliver_files=False)
+    with bare_runs():
+        job.run(load_recipe("digits", QUANTIZED), out, track=progress.silent, deliver_files=False)
     return out
 
 
@@ -56,6 +57,7 @@ def for_8_bits_alone(run: Path, weights: Path, *overrides: str) -> Recipe:
     )
 
 
+@pytest.mark.usefixtures("bare")
 def test_the_float_student_is_what_it_was_before_the_phase(run: Path, tmp_path: Path) -> None:
     result = result_of(run)
     again = job.run(load_recipe("digits", QUANTIZED), tmp_path / "again", track=progress.silent, deliver_files=False)
@@ -64,6 +66,7 @@ def test_the_float_student_is_what_it_was_before_the_phase(run: Path, tmp_path: 
     assert set(result["arms"]) == {"baseline", "student"}
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_phase_for_8_bits_that_does_harm_is_told(run: Path, tmp_path: Path) -> None:
     recipe = for_8_bits_alone(
         run, run / "student" / "model.safetensors", "phases.quantize.lr=10000", "train.epochs=0.4"
@@ -76,6 +79,7 @@ def test_a_phase_for_8_bits_that_does_harm_is_told(run: Path, tmp_path: Path) ->
     assert any(line.startswith("8 bits") for line in words.summary(result))
 
 
+@pytest.mark.usefixtures("bare")
 def test_layers_that_stay_in_float_do(run: Path, tmp_path: Path) -> None:
     """With and without the phase: the file that it trained, and that of post-training."""
     weights = run / "student" / "model.safetensors"
@@ -93,6 +97,7 @@ def test_layers_that_stay_in_float_do(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.usefixtures("bare")
 def test_what_post_training_loses_the_phase_wins_back(run: Path, uneven: Path, tmp_path: Path) -> None:
     recipe = for_8_bits_alone(run, uneven, "train.epochs=8")
     result = job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)
@@ -105,6 +110,7 @@ def test_what_post_training_loses_the_phase_wins_back(run: Path, uneven: Path, t
     assert trained >= (in_float + post) / 2
 
 
+@pytest.mark.usefixtures("bare")
 def test_auto_spares_layers_where_8_bits_cost_much_and_none_where_they_do_not(
     run: Path, uneven: Path, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def test_the_student_folder_loads_without_edgestill(digits):
     assert "Licences" in card
 
 
+@pytest.mark.usefixtures("bare")
 def test_the_resolved_recipe_replays_the_run_to_the_same_numbers(small, tmp_path):
     job.run(load_recipe(small / "recipe.yaml"), tmp_path / "again", track=progress.silent, deliver_files=False)
     first, second = result_of(small), result_of(tmp_path / "again")
@@ -123,6 +124,7 @@ def test_the_resolved_recipe_replays_the_run_to_the_same_numbers(small, tmp_path
         assert (small / "student" / name).read_bytes() == (tmp_path / "again" / "student" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("bare")
 def test_the_baseline_learns_nothing_from_the_teacher(small, tmp_path):
     """Another teacher, another temperature, another alpha: the baseline's bits stay."""
     changed = ["teacher.fit.epochs=6", "distill.alpha=0.5", "distill.temperature=2"]
@@ -193,6 +195,7 @@ def test_the_baseline_draws_labelled_samples_only_and_the_student_all():
     assert len(seen["baseline"]) == len(seen["student"])
 
 
+@pytest.mark.usefixtures("bare")
 def test_resuming_a_finished_run_trains_nothing_and_keeps_its_numbers(small, tmp_path):
     copied = tmp_path / "run"
     shutil.copytree(small, copied)
@@ -203,6 +206,7 @@ def test_resuming_a_finished_run_trains_nothing_and_keeps_its_numbers(small, tmp
     assert len(steps) == len(lines.splitlines())
 
 
+@pytest.mark.usefixtures("bare")
 def test_an_interrupted_run_says_so_and_goes_on(tmp_path):
     def stop_in_student(items, description, total):
         for count, item in enumerate(items):
@@ -246,6 +250,7 @@ def test_resuming_with_other_data_is_refused(small, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "key"), [("student.py", "student.model"), ("weights.safetensors", "teacher.weights")]
 )
+@pytest.mark.usefixtures("bare")
 def test_resuming_with_other_code_or_weights_is_refused(small, tmp_path, changed, key):
     """Under the same names: the recipe alone does not tell."""
     (tmp_path / "student.py").write_text(Path(str(builtin()["digits"])).with_suffix(".py").read_text())
@@ -279,6 +284,7 @@ def test_resuming_with_another_version_is_refused(small, tmp_path, package):
     assert (copied / "result.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("bare")
 def test_resuming_with_another_version_of_what_trains_nothing_goes_on(small, tmp_path):
     copied = tmp_path / "run"
     shutil.copytree(small, copied)
@@ -290,6 +296,7 @@ def test_resuming_with_another_version_of_what_trains_nothing_goes_on(small, tmp
     assert result["status"] == "done"
 
 
+@pytest.mark.usefixtures("bare")
 def test_resuming_cuts_the_metrics_back_to_what_was_saved(small, tmp_path):
     """A kill leaves lines of steps that were not saved, and half a line; resumed, each step stands there once."""
     copied = tmp_path / "run"
@@ -313,6 +320,7 @@ def test_a_teacher_no_better_than_guessing_stops_the_run_with_a_hint(small, tmp_
     assert result_of(tmp_path / "run")["status"] == "failed"
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_saved_student_serves_as_teacher(small, tmp_path):
     overrides = [f"teacher.model={small / 'teacher'}", "teacher.fit=null"]
     result = job.run(
@@ -342,6 +350,7 @@ def test_a_saved_student_serves_as_teacher(small, tmp_path):
         "contrast-memory",
     ],
 )
+@pytest.mark.usefixtures("bare")
 def test_every_way_of_training_runs(tmp_path, overrides):
     whole = any(override.startswith(("export", "student.input")) for override in overrides)
     recipe = load_recipe("digits", [*SMALL, "train.epochs=5", *overrides])
@@ -356,6 +365,7 @@ def test_every_way_of_training_runs(tmp_path, overrides):
         assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_loss_of_the_users_own_works_from_the_recipe(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from edgestill import losses\n\n"
@@ -421,6 +431,7 @@ def test_a_run_that_ended_in_its_export_is_exported_by_the_verb(small, tmp_path,
         assert "no trained student yet" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_missed_budget_is_exit_code_3_and_the_verdict_names_the_limit(small, tmp_path, capsys):
     arguments = ["run", "digits", "--quiet", "--out", str(tmp_path / "run"), "--set", "budget.size=1 KB"]
     fitted = [f"teacher.model={small / 'teacher'}", "teacher.fit=null", "compare.baseline=false", "export=[onnx]"]

@@ -98,6 +98,7 @@ def test_the_verbs_go_on_from_a_run_of_texts(classes: Path, tmp_path: Path) -> N
         assert main([verb, str(again)] + ["--quiet"] * (verb != "report")) == 0
 
 
+@pytest.mark.usefixtures("bare")
 def test_same_seed_same_bits_and_resuming_ends_the_same(classes: Path, tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, CLASSES), THREE_BLOCKS)
     stopped = tmp_path / "run"
@@ -114,6 +115,7 @@ def test_same_seed_same_bits_and_resuming_ends_the_same(classes: Path, tmp_path:
     assert result_of(stopped)["arms"] == result_of(classes)["arms"]
 
 
+@pytest.mark.usefixtures("bare")
 def test_accumulating_gradients_of_texts_is_one_batch(tmp_path: Path) -> None:
     terms = ["compare.baseline=false", "compare.scratch=false", "train.epochs=0.3", "train.clip=null"]
     recipe = written(tmp_path, CLASSES.replace("{loss: attention_relation}", "{loss: attention_relation, weight: 2}"))
@@ -130,6 +132,7 @@ def test_accumulating_gradients_of_texts_is_one_batch(tmp_path: Path) -> None:
     assert losses[0][0] == pytest.approx(losses[1][0], rel=0.25)
 
 
+@pytest.mark.usefixtures("bare")
 def test_numbers_are_learned_as_numbers(tmp_path: Path) -> None:
     data = small_texts.sentences(400, 0)
     for name, rows in (("train", slice(300)), ("test", slice(300, 400))):
@@ -182,6 +185,7 @@ def test_two_sentences_and_two_tokenizers(tmp_path: Path) -> None:
     assert texts.classes == ("0", "1")
 
 
+@pytest.mark.usefixtures("bare")
 def test_cut_texts_are_counted(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, CLASSES), ["data.length=10", "train.epochs=0.2", "teacher.fit.epochs=2"])
     with pytest.MonkeyPatch.context() as patch:

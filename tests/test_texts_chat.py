@@ -57,6 +57,7 @@ export: [onnx]
 """
 
 
+@pytest.mark.usefixtures("bare")
 def test_the_assistants_tokens_alone_are_learned(tmp_path: Path) -> None:
     (tmp_path / "chat.py").write_text(CHAT)
     result = job.run(load_recipe(written(tmp_path, INSTRUCTION)), tmp_path / "run", track=progress.silent)

@@ -20,9 +20,10 @@ from text_recipes import NETS, TOKENS, TWO_BLOCKS, result_of, written
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokens(tmp_path_factory: pytest.TempPathFactory, bare_runs) -> Path:
     folder = tmp_path_factory.mktemp("tokens")
-    job.run(load_recipe(written(folder, TOKENS), TWO_BLOCKS), folder / "run", track=progress.silent)
+    with bare_runs():
+        job.run(load_recipe(written(folder, TOKENS), TWO_BLOCKS), folder / "run", track=progress.silent)
     return folder / "run"
 
 

@@ -3,6 +3,8 @@
 import ctypes
 import importlib.util
 import sys
+from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pytest
@@ -34,9 +36,80 @@ def _complete_torchvision() -> torch.library.Library | None:
 _operators = _complete_torchvision()  # they last as long as this name
 
 
+LONGEST = (
+    "test_formats.py",
+    "test_run.py",
+    "test_texts.py",
+    "test_processes.py",
+    "test_texts_tokens.py",
+    "test_texts_chat.py",
+    "test_python_code.py",
+    "test_bench_remote.py",
+    "test_export_executorch.py",
+    "test_quantize_phase.py",
+    "test_formats_refused.py",
+    "test_emulated.py",
+    "test_export_litert.py",
+)
+"""The files that take longest go first, so that of two workers none has one left at the end."""
+
+
+def pytest_configure(config):
+    if hasattr(config.option, "loadscopereorder"):  # by the number of tests, which has little to do with their time
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _names_in_examples(doctest_namespace):
     doctest_namespace.update(torch=torch, nn=nn, np=np)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _operators_of_onnx_are_listed_once():
+    """torch.onnx lists the operators that it has anew for each export, which is half of a small one; here, once for
+    all exports between which torch got no more operators."""
+    from torch.onnx._internal.exporter import _registration
+
+    make = _registration.ONNXRegistry.from_torchlib
+
+    @cache
+    def made(opset_version, _operators):
+        return make(opset_version=opset_version)
+
+    def listed(opset_version):
+        return made(opset_version, len(torch._C._dispatch_get_all_op_names()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(listed))
+        yield
+
+
+@pytest.fixture(scope="session")
+def bare_runs():
+    """A context whose runs go without what has tests of its own, and takes longer than a small training: the files that
+    are tried before it, and the report behind it."""
+    from edgestill import deliver, report
+
+    @contextmanager
+    def bare():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(deliver, "check", lambda job: None)
+            patch.setattr(report, "write", lambda place: place / "report.html")
+            yield
+
+    return bare
+
+
+@pytest.fixture
+def bare(bare_runs):
+    """The same, for the whole of a test."""
+    with bare_runs():
+        yield
 
 
 class _Stack(ctypes.Structure):

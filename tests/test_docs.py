@@ -123,6 +123,7 @@ def test_pages_name_no_path_of_the_machine_they_were_written_on(page: Path) -> N
     assert not re.search(r"(?<![\w.])/(work|tmp|root|home)/|\.\./shared", page.read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_loss_of_ones_own_costs_one_short_file_and_trains(tmp_path: Path) -> None:
     """The page on it, as it stands: its file and its recipe, on the digits."""
     page = ROOT / "docs" / "add-a-loss.md"

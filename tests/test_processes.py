@@ -159,9 +159,13 @@ def numbers(out: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def alone(recipe, tmp_path_factory) -> Path:
+    """A run of one process; beside it, whether that had imported accelerate by its end."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    [(code, _, errors)] = ended(start(train(recipe, out)))
+    words = [str(word) for word in train(recipe, out)[2:]]
+    code = f"import sys; from edgestill.cli import main; print(main({words!r}), 'accelerate' in sys.modules)"
+    [(code, output, errors)] = ended(start(["-c", code]))
     assert code == 0, errors
+    (out.parent / "said").write_text(output.splitlines()[-1])
     return out
 
 
@@ -210,8 +214,8 @@ def test_ctrl_c_stops_all_at_one_step_and_resuming_ends_as_if_nothing_had_been(r
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
     saved = torch.load(tmp_path / "run" / "arms" / "student" / "0" / "last.pt", weights_only=True)
     assert 0 < saved["step"] < sum(phase["steps"] for phase in json.loads((both / "result.json").read_text())["phases"])
-    code, _, errors = torchrun(train(recipe, tmp_path / "run", "--resume"))
-    assert code == 0, errors
+    ends = together(train(recipe, tmp_path / "run", "--resume"))
+    assert [code for code, _, _ in ends] == [0, 0], ends
     one, two = state(both, "student"), state(tmp_path / "run", "student")
     assert all(torch.equal(two[name], value) for name, value in one.items())
 
@@ -260,11 +264,8 @@ def test_without_accelerate_several_processes_are_refused_in_a_line(recipe, tmp_
     assert "pip install 'edgestill[accelerate]'" in told
 
 
-def test_a_process_alone_does_not_import_accelerate(recipe, tmp_path):
-    words = [str(word) for word in train(recipe, tmp_path / "run")[2:]]
-    code = f"import sys; from edgestill.cli import main; main({words!r}); print('accelerate' in sys.modules)"
-    [(_, output, errors)] = ended(start(["-c", code]))
-    assert output.splitlines()[-1:] == ["False"], errors
+def test_a_process_alone_does_not_import_accelerate(alone):
+    assert (alone.parent / "said").read_text() == "0 False"
 
 
 def test_a_launcher_that_starts_one_process_instead_of_several_is_told_apart(monkeypatch, recipe, tmp_path, capsys):

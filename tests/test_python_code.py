@@ -1,6 +1,8 @@
 """The recipe that needs no download: source code, a tokenizer of its own, a teacher that is fitted once and kept."""
 
 import json
+import shutil
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,8 @@ from edgestill.recipe import load_recipe
 SMALL = [
     "teacher.options={width: 32, layers: 1, heads: 2}",
     "student.options={width: 16, layers: 1, heads: 2}",
-    "teacher.fit.epochs=0.3",
-    "train.epochs=0.02",
+    "teacher.fit.epochs=2",
+    "train.epochs=0.1",
     "export=[onnx]",
     "budget={}",
 ]
@@ -21,11 +23,20 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same recipe twice, with one cache."""
+    """The same recipe twice, with one cache, of a Python installation with few modules."""
     folder = tmp_path_factory.mktemp("python-code")
+    (folder / "python").mkdir()
+    get_path = sysconfig.get_path
+    for module in sorted(Path(get_path("stdlib")).glob("*.py"))[::3]:
+        shutil.copy(module, folder / "python")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sysconfig,
+            "get_path",
+            lambda name, *more: str(folder / "python") if name == "stdlib" else get_path(name, *more),
+        )
         patch.setenv("EDGESTILL_CACHE", str(folder / "cache"))
-        for name, more in (("first", []), ("second", ["train.epochs=0.03"])):
+        for name, more in (("first", []), ("second", ["train.epochs=0.15"])):
             made = load_recipe("python-code", [*SMALL, *more])
             job.run(made, folder / name, track=progress.silent, deliver_files=name == "first")
     return folder / "first", folder / "second"

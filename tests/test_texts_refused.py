@@ -16,7 +16,7 @@ from edgestill.data.texts import load_texts
 from edgestill.errors import UserError
 from edgestill.models import Model, TextInput, forward, load_text_model, reload, save_student
 from edgestill.recipe import load_recipe
-from test_texts import CLASSES, NETS, TOKENS, written
+from text_recipes import CLASSES, NETS, TOKENS, written
 
 
 def test_lines_end_where_the_system_says(tmp_path: Path) -> None:

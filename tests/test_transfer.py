@@ -21,6 +21,7 @@ from edgestill.run import run
 
 SMALL = ["train.epochs=1", "compare.seeds=1", "teacher.fit.epochs=4", "phases=[{name: only, share: 1}]"]
 DIGITS = builtin()["digits"].parent / "digits.py"
+pytestmark = pytest.mark.usefixtures("bare")
 
 
 def trained(out: Path, *sets: str) -> dict:
@@ -33,10 +34,11 @@ def logged_parts(out: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def teacher_weights(tmp_path_factory) -> str:
+def teacher_weights(tmp_path_factory, bare_runs) -> str:
     """Of one fitted teacher, which the trainings below share."""
     out = tmp_path_factory.mktemp("fitted")
-    trained(out / "run", "compare.baseline=false")
+    with bare_runs():
+        trained(out / "run", "compare.baseline=false")
     return f"teacher.weights={out / 'run' / 'teacher' / 'model.safetensors'}"
 
 

@@ -62,14 +62,28 @@ class Student:
 def check(job: Job) -> None:
     """Refuses, before any training, what would fail behind it: a student, or a teacher, with which latency is compared,
     of which a format's file cannot be made; another host that cannot be measured on."""
-    student = job.student(0)
+    models = {"student": job.student(0), "teacher": job.teacher}
     with tempfile.TemporaryDirectory() as folder:
         for backend in dict.fromkeys(FORMATS[name].backend for name in job.recipe.export):
-            for role, model in (("student", student), ("teacher", job.teacher)):
-                _try(FORMATS[backend], role, model, Path(folder))
+            if backend != "litert" or not _converts(models, Path(folder)):
+                for role, model in models.items():
+                    _try(FORMATS[backend], role, model, Path(folder))
     host = job.recipe.bench.host
     if host not in (None, EMULATED):
         reach(host, job.recipe.bench.python, {FORMATS[name].runtime_file for name in job.recipe.export})
+
+
+def _converts(models: Mapping[str, Model], folder: Path) -> bool:
+    """Whether LiteRT takes all of the models, in one call: its converter takes longer to start than to convert."""
+    try:
+        litert.convert([_litert_job(model, folder / f"{role}.tflite") for role, model in models.items()])
+    except UserError:  # of which of them it does not say
+        return False
+    return True
+
+
+def _litert_job(model: Model, path: Path) -> litert.Job:
+    return litert.Job(plain_logits(model), probe_of(model.input)[0], path)
 
 
 def _try(kind: Format, role: str, model: Model, folder: Path) -> None:
@@ -106,6 +120,7 @@ def make_artifacts(job: Job, student: Student, out: Path, track: Track) -> dict[
     # LiteRT's converter takes longer to start than to convert: one call for all its files.
     together = [name for name in made if format_of(name).backend == "litert"]
     groups = [[name] for name in made if name not in together] + [together] * bool(together)
+    groups.sort(key=lambda group: format_of(group[0]).precision != "float32")  # 8 bits may be made of a float file
     for group in track(groups, "exporting", len(groups)):
         kind, modules = format_of(group[0]), {made[name]: _module(name, student) for name in group}
         first = next(iter(modules.values()))
@@ -113,7 +128,7 @@ def make_artifacts(job: Job, student: Student, out: Path, track: Track) -> dict[
             if group == together:
                 litert.convert([litert.Job(module, probe, path) for path, module in modules.items()])
             else:
-                write(kind, first, probe, made[group[0]], student.calibration, names_in)
+                write(kind, first, probe, made[group[0]], student.calibration, names_in, made.get(kind.backend))
         expected = student.model.input
         if isinstance(expected, ImageInput):
             for name in group:
@@ -181,11 +196,12 @@ def write(
     path: Path,
     calibration: NDArray[np.float32] | None,
     names_in: tuple[str, ...] = (),
+    plain: Path | None = None,
 ) -> None:
     """Writes a module as a file of a format. `calibration`: preprocessed images, for a format with its own tool;
-    `names_in`: the inputs of a text model."""
+    `names_in`: the inputs of a text model; `plain`: the module's float file of this backend, where it was written."""
     try:
-        _write(kind, module, probe, path, calibration, names_in)
+        _write(kind, module, probe, path, calibration, names_in, plain)
     except UserError:
         raise
     except Exception as error:  # whatever the tool of a format raises
@@ -199,21 +215,24 @@ def _write(
     path: Path,
     calibration: NDArray[np.float32] | None,
     names_in: tuple[str, ...],
+    plain: Path | None,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / f"float{kind.suffix}"
+        if kind.how in ("own", "dynamic") and plain is None:
+            plain = Path(folder) / f"float{kind.suffix}"
+            _write(FORMATS[kind.backend], module, probe, plain, None, names_in, None)
         if kind.backend == "executorch":
             executorch.export(module, probe, path)
         elif kind.backend == "litert":
             litert.convert([litert.Job(module, probe, path)])
         elif kind.backend == "openvino" and kind.precision == "int8":
             assert calibration is not None
-            openvino.export(module, probe, plain)
+            assert plain is not None
             openvino.quantize_int8(plain, calibration, path)
         elif kind.backend == "openvino":
             openvino.export(module, probe, path, half=kind.precision == "float16")
         elif kind.how == "dynamic":
-            onnx.export(module, probe, plain, names_in)
+            assert plain is not None
             onnx.quantize_dynamic(plain, path)
         else:
             onnx.export(module, probe, path, names_in)
@@ -305,15 +324,9 @@ def bench_artifacts(
     backends = list(dict.fromkeys(format_of(name).backend for name in made))
     files = {name: (format_of(name), path) for name, path in made.items()}
     for backend in backends:
-        files[f"teacher:{backend}"] = (
-            FORMATS[backend],
-            _reference(job.teacher, f"teacher-{backend}", FORMATS[backend], out),
-        )
-        if backend not in files:
-            files[f"student:{backend}"] = (
-                FORMATS[backend],
-                _reference(student.model, f"student-{backend}", FORMATS[backend], out),
-            )
+        for name, (model, path) in _compared(job, student, made, out, backend).items():
+            _reference(model, name.partition(":")[0], FORMATS[backend], path)
+            files[name] = FORMATS[backend], path
     artifacts = {
         name: Artifact(
             path,
@@ -379,16 +392,24 @@ def _emulated(path: Path, samples: NDArray[np.float32], optimize: bool, track: T
     return {"runtime": there.runtime, **asdict(parity(here, [there.outputs], path))}
 
 
-def _reference(model: Model, name: str, kind: Format, out: Path) -> Path:
-    """A float model as a file of a format, written once: what latency is compared with."""
-    path = out / "arms" / f"{name}{kind.suffix}"
+def _compared(
+    job: Job, student: Student, made: Mapping[str, Path], out: Path, backend: str
+) -> dict[str, tuple[Model, Path]]:
+    """The float models that latency is compared with in a runtime, and their files: the teacher, and the student unless
+    that is an artifact."""
+    models = {"teacher": job.teacher} | ({} if backend in made else {"student": student.model})
+    suffix = FORMATS[backend].suffix
+    return {f"{role}:{backend}": (model, out / "arms" / f"{role}-{backend}{suffix}") for role, model in models.items()}
+
+
+def _reference(model: Model, role: str, kind: Format, path: Path) -> None:
+    """Writes the file of a float model that latency is compared with, once."""
     if not path.is_file():
         try:
             probe, names_in = probe_of(model.input)
             write(kind, plain_logits(model), probe, path, None, names_in)
         except UserError as error:
-            raise UserError(f"bench: the {name.partition('-')[0]}, to compare with: {error}") from error
-    return path
+            raise UserError(f"bench: the {role}, to compare with: {error}") from error
 
 
 def _empty(kind: Format, expected: Expected, out: Path) -> Path:

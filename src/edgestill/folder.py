@@ -44,8 +44,8 @@ def fresh() -> Path:
     return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
-def create(out: Path, resume: bool) -> Path:
-    """Makes the run folder; UserError where there is a file, a finished run, or something else."""
+def refuse_taken(out: Path, resume: bool) -> None:
+    """UserError where there is a file, a finished run, or something else."""
     if exists(out) and not out.is_dir():
         raise UserError(f"--out needs a folder; {out} is a file")
     result = read_json(out / RESULT) if exists(out / RESULT) else None
@@ -53,6 +53,11 @@ def create(out: Path, resume: bool) -> Path:
         raise UserError(f"--out needs a new or empty folder; {out} holds other files")
     if result is not None and not resume:
         raise UserError(f"{out} holds a run that is {result.get('status')}; give another --out, or --resume to go on")
+
+
+def create(out: Path, resume: bool) -> Path:
+    """Makes the run folder, unless it is taken."""
+    refuse_taken(out, resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -101,20 +101,22 @@ def run(
 def _begin(job: Job, out: Path, resume: bool, deliver_files: bool) -> tuple[Path, Result]:
     """Makes the folder and writes recipe.yaml and environment.json, unless they are there and agree; the beginnings of
     result.json."""
-    if deliver_files or job.quantizes:
-        quantization.check(job)
-    if deliver_files:
-        deliver.check(job)
-    place = folder.create(out, resume)
+    folder.refuse_taken(out, resume)
     splits = job.splits
     prints = {name: getattr(splits, name).fingerprint for name in ("train", "validation", "test")}
     seeds = list(range(job.recipe.compare.seeds))
     threads = cpu_threads(job.recipe, job.processes)
     files = folder.contents(dump(job.recipe))
     environment = folder.environment(threads, prints, seeds, str(job.device), job.processes.count, files)
-    if resume and (place / folder.ENVIRONMENT).is_file():
-        folder.refuse_other(place, dump(job.recipe), environment)
-    else:
+    begun = resume and (out / folder.ENVIRONMENT).is_file()
+    if begun:
+        folder.refuse_other(out, dump(job.recipe), environment)
+    if deliver_files or job.quantizes:
+        quantization.check(job)
+    if deliver_files:
+        deliver.check(job)  # last, as it takes longest
+    place = folder.create(out, resume)
+    if not begun:
         folder.write_text(place / folder.RECIPE, dump(job.recipe))
         folder.write_json(place / folder.ENVIRONMENT, environment)
     return place, {

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H height, W width.
 
 import contextlib
 import copy
+import io
 import logging
 import os
 import re
@@ -52,7 +53,8 @@ def exported(module: nn.Module, example: Tensor, form: str, *, batch: int, dynam
     rows = torch.zeros(batch, *example.shape[1:])
     shapes = ({0: Dim("batch", min=1, max=batch)},) if dynamic and batch > 1 else None
     try:
-        with quiet("torch"), torch.no_grad():
+        # torch prints the operators so far where it fails, however quiet its loggers are
+        with quiet("torch"), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
             return torch.export.export(plain, (rows,), dynamic_shapes=shapes)
     except Exception as error:
         raise UserError(

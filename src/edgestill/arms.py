@@ -19,7 +19,7 @@ from edgestill.data.curriculum import ranks_within_class
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
 from edgestill.evaluate.metric import Metric, predictor
-from edgestill.models import ImageInput, Model, load_weights, save_weights, to_device
+from edgestill.models import ImageInput, Model, load_weights, lower, save_student, save_weights, to_device
 from edgestill.paths import cache_folder
 from edgestill.progress import silent
 from edgestill.tasks.samples import Samples
@@ -89,25 +89,29 @@ def follow(job: Job, out: Path, resume: bool) -> None:
 
 
 def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool) -> None:
-    """Fits the teacher in place on all training labels, or takes the one that another run fitted so, and kept."""
-    fit = job.recipe.teacher.fit
+    """Fits the teacher in place on all training labels, or takes the one that another run fitted so, and kept. It is
+    saved, and brought into the precision that it teaches in."""
+    fit, teacher = job.recipe.teacher.fit, job.teacher
     kept = _kept_teacher(job) if fit is not None and fit.keep else None
     if kept is not None and job.processes.first(kept.is_file):
-        load_weights(job.teacher.module, kept)
-        return
-    _train(job, TEACHER, 0, job.teacher, None, out, log, track, resume)
-    if kept is not None and job.processes.main:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f".{os.getpid()}.safetensors")
-        save_weights(job.teacher.module, partial)
-        os.replace(partial, kept)
+        load_weights(teacher.module, kept)
+    else:
+        _train(job, TEACHER, 0, teacher, None, out, log, track, resume)
+        if kept is not None and job.processes.main:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            partial = kept.with_name(f".{os.getpid()}.safetensors")
+            save_weights(teacher.module, partial)
+            os.replace(partial, kept)
+    if job.processes.main:
+        save_student(teacher, out / "teacher", job.splits.train.classes)
+    lower(teacher.module, job.recipe.teacher.precision, teacher.spec)
 
 
 def _kept_teacher(job: Job) -> Path:
     """Where a fitted teacher is kept: under all that its weights depend on."""
     recipe = job.recipe
     depends = {
-        "teacher": recipe.teacher.model_dump(mode="json", exclude={"licence"}),
+        "teacher": recipe.teacher.model_dump(mode="json", exclude={"licence", "precision"}),
         "train": recipe.train.model_dump(mode="json", include={"views", "precision", "clip", "accumulate", "lr_shape"}),
         "data": job.splits.fit.fingerprint,
         "files": folder.contents(yaml.safe_dump({"teacher": recipe.teacher.model_dump(mode="json")})),

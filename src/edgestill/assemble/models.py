@@ -1,5 +1,6 @@
 """The models that a recipe names."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from edgestill.models import (
     forward,
     load_model,
     load_text_model,
+    lower,
     select_classes,
 )
 from edgestill.recipe import FromTeacher, Recipe
@@ -95,8 +97,9 @@ def text_model(
     teacher: TextInput | None = None,
 ) -> Model:
     """A text model; a student has its `teacher`'s tokenizer unless it brings one, and of the same tokenizer as many
-    tokens of a text."""
+    tokens of a text. A teacher that is to be fitted is in float32 until then."""
     assert section.model is not None
+    lowered = isinstance(section, TeacherSection) and trained(section)
     model = load_text_model(
         section.model,
         head=head(recipe),
@@ -107,11 +110,36 @@ def text_model(
         weights=section.weights,
         tokenizer=None if teacher is None else teacher.tokenizer,
         trust_remote_code=section.trust_remote_code,
+        precision=recipe.teacher.precision if lowered else "float32",
     )
     assert isinstance(model.input, TextInput)
     if teacher is not None and teacher.fingerprint == model.input.fingerprint and teacher.length < model.input.length:
         model.input = replace(model.input, length=teacher.length)
     return model
+
+
+def trained(section: TeacherSection | StudentSection) -> bool:
+    """Whether a model comes with weights, or is to be fitted first."""
+    if isinstance(section, StudentSection):
+        return section.weights is not None or section.from_teacher is not None
+    return section.weights is not None or section.fit is None
+
+
+def check_precision(recipe: Recipe, teacher: Model) -> None:
+    """UserError for a teacher that does not answer in the recipe's precision, also where it is to be fitted first."""
+    precision, module = recipe.teacher.precision, teacher.module
+    if precision == "float32":
+        return
+    if not trained(recipe.teacher):
+        module = copy.deepcopy(module)
+        lower(module, precision, teacher.spec)
+    try:
+        with torch.no_grad():
+            forward(module.eval(), example(teacher.input, 2))
+    except Exception as error:
+        raise UserError(
+            f"teacher.precision: {teacher.spec} does not answer in {precision}: {first_line(error)}"
+        ) from error
 
 
 def alike(teacher: TextInput, student: TextInput) -> bool:

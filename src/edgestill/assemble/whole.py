@@ -13,6 +13,7 @@ from edgestill.assemble.job import STUDENT, TEACHER, Job
 from edgestill.assemble.models import (
     alike,
     check_outputs,
+    check_precision,
     from_teacher,
     head,
     image_model,
@@ -21,8 +22,9 @@ from edgestill.assemble.models import (
     shared_vocabulary,
     takes_length,
     text_model,
+    trained,
 )
-from edgestill.assemble.terms import check_losses, examples_of, terms_of, trained
+from edgestill.assemble.terms import check_losses, examples_of, terms_of
 from edgestill.bench import remote
 from edgestill.bench.aarch64_root import find_root
 from edgestill.data.sources import resolve
@@ -114,6 +116,7 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
     paired = any(texts.pairs is not None for texts in loaded.values())
     teacher = selected(recipe.teacher, text_model(recipe, recipe.teacher, classes, paired), classes)
     assert isinstance(teacher.input, TextInput)
+    check_precision(recipe, teacher)
     if recipe.student.from_teacher is not None:
         student = from_teacher(recipe.student.from_teacher, teacher)
     else:

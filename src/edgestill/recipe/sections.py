@@ -114,6 +114,11 @@ class Teacher(Section):
     )
     licence: str | None = Field(None, description="The teacher's licence, for the student's model card.")
     fit: Fit | None = Field(None, description="How to fit the teacher when no weights are given.")
+    precision: Literal["float32", "bf16", "int8"] = Field(
+        "float32",
+        description="What a teacher of texts computes in, to take less memory: bf16, or int8 weights of its linear "
+        "layers. A teacher that the run fits is lowered behind it.",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
     input: Input = Field(default_factory=Input, description="What the model expects of its input.")
     trust_remote_code: Trust = False

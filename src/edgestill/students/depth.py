@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from edgestill.errors import UserError, first_line
+from edgestill.models import dequantized
 from edgestill.taps import found
 
 Keep = Literal["spread", "first", "last"] | Sequence[int]
@@ -46,10 +47,10 @@ def kept_blocks(count: int, depth: float | None, keep: Keep) -> list[int]:
 
 
 def shallower(teacher: nn.Module, probe: Tensor, kept: Sequence[int], *, weights: bool = True) -> nn.Module:
-    """A new model of the teacher's class with the blocks `kept`, in order.
+    """A new model of the teacher's class with the blocks `kept`, in order, in float32.
 
     Args:
-        teacher: a Hugging Face model, which is left as it is.
+        teacher: a Hugging Face model of any precision, which is left as it is.
         probe: an input batch, from which its blocks are told.
         weights: whether it begins with the teacher's weights, or with new random ones.
 
@@ -75,7 +76,7 @@ def shallower(teacher: nn.Module, probe: Tensor, kept: Sequence[int], *, weights
             f"blocks: {first_line(error)}"
         ) from error
     if weights:
-        state = _renumbered(teacher.state_dict(), parent, kept)
+        state = dequantized(_renumbered(teacher.state_dict(), parent, kept))
         own = student.state_dict()
         wrong = [key for key in own if key not in state or own[key].shape != state[key].shape]
         wrong += [key for key in state if key not in own]
@@ -85,7 +86,7 @@ def shallower(teacher: nn.Module, probe: Tensor, kept: Sequence[int], *, weights
                 f"{wrong[0]!r} does not fit; keep others"
             )
         student.load_state_dict(state)
-    return student.to(next(teacher.parameters()).dtype)
+    return student.float()
 
 
 def _with_blocks(config: Any, count: int, kept: Sequence[int]) -> Any:

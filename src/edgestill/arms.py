@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from edgestill.evaluate.metric import Metric, predictor
 from edgestill.models import ImageInput, Model, load_weights, lower, save_student, save_weights, to_device
 from edgestill.paths import cache_folder
 from edgestill.progress import silent
+from edgestill.students.lora import adapted
 from edgestill.tasks.samples import Samples
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.train import Track, Trained, train
@@ -69,7 +71,8 @@ def arm_names(job: Job) -> list[str]:
     compare = job.recipe.compare
     if not job.schedule(STUDENT).steps:
         return [STUDENT]
-    scratch = compare.scratch and job.recipe.student.from_teacher is not None
+    section = job.recipe.student  # adapters alone make nothing of random weights
+    scratch = compare.scratch and section.from_teacher is not None and section.lora is None
     return [BASELINE] * compare.baseline + [STUDENT] + [SCRATCH] * scratch
 
 
@@ -219,19 +222,21 @@ def _train(
     if arm == QUANTIZED and (student := checkpoint.load(place_of(out, STUDENT, seed) / "last.pt")):
         objective.load_state_dict(student["objective"])  # aligners go on from where the student's ended
     torch.manual_seed(seed)  # again: what the aligners drew must not shift the student's dropout against the baseline's
-    return train(
-        model,
-        schedule=job.schedule(arm),
-        batch_at=job.batches(arm, seed, ranks),
-        objective=objective,
-        teacher=teacher,
-        validate=job.validate(model.input),
-        options=job.options(arm),
-        folder=place_of(out, arm, seed),
-        log=lambda line: log({"arm": arm, "seed": seed, **line}),
-        track=lambda items, _, total: track(
-            items, f"{arm} seed {seed}" if arm != TEACHER else "teacher: fitting", total
-        ),
-        resume=resume,
-        processes=job.processes,
-    )
+    lora = job.lora if arm != TEACHER else None
+    with nullcontext() if lora is None else adapted(model.module, lora, model.fresh):
+        return train(
+            model,
+            schedule=job.schedule(arm),
+            batch_at=job.batches(arm, seed, ranks),
+            objective=objective,
+            teacher=teacher,
+            validate=job.validate(model.input),
+            options=job.options(arm),
+            folder=place_of(out, arm, seed),
+            log=lambda line: log({"arm": arm, "seed": seed, **line}),
+            track=lambda items, _, total: track(
+                items, f"{arm} seed {seed}" if arm != TEACHER else "teacher: fitting", total
+            ),
+            resume=resume,
+            processes=job.processes,
+        )

@@ -193,6 +193,7 @@ def _train_all(
         "options": student.options,
         "seed": chosen.seed,
         "parameters": student.parameters,
+        "trained_parameters": chosen.trained.parameters,
         "flops": flops(student),
     }
     save_student(student, place / "student", job.splits.train.classes)

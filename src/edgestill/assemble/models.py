@@ -24,6 +24,7 @@ from edgestill.recipe import FromTeacher, Recipe
 from edgestill.recipe import Student as StudentSection
 from edgestill.recipe import Teacher as TeacherSection
 from edgestill.students.depth import blocks_of, kept_blocks, shallower
+from edgestill.students.lora import Lora, adapted, peft, targets_of
 
 _log = logging.getLogger("edgestill")
 
@@ -160,7 +161,21 @@ def from_teacher(section: FromTeacher, teacher: Model, weights: bool = True) -> 
     module = teacher.module.to("cpu")
     kept = kept_blocks(len(blocks_of(module, probe)), section.depth, section.keep)
     student = shallower(module, probe, kept, weights=weights)
-    return replace(teacher, module=student, spec=f"{teacher.spec}, blocks {', '.join(map(str, kept))}", options={})
+    spec = f"{teacher.spec}, blocks {', '.join(map(str, kept))}"
+    return replace(teacher, module=student, spec=spec, options={}, fresh=())
+
+
+def lora_of(section: StudentSection, student: Model) -> Lora | None:
+    """How the student is trained by adapters, where it is. They are tried, which leaves the student as it is."""
+    asked = section.lora
+    if asked is None:
+        return None
+    peft()
+    probe = example(student.input, 2)
+    lora = Lora(asked.rank, asked.alpha, asked.dropout, targets_of(student.module, probe, asked.targets))
+    with torch.no_grad(), adapted(student.module, lora, student.fresh):
+        forward(student.module, probe)
+    return lora
 
 
 def shared_vocabulary(teacher: Model, student: Model) -> int:

@@ -17,6 +17,7 @@ from edgestill.assemble.models import (
     from_teacher,
     head,
     image_model,
+    lora_of,
     same_order,
     selected,
     shared_vocabulary,
@@ -68,13 +69,14 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     joint = None
     if recipe.student.classifier == "teacher":
         student, joint = classifier_model(student, teacher)
+    lora = lora_of(recipe.student, student)
     probes = (example(student.input, 2), example(teacher.input, 2))
     measured = trained(recipe.student) and trained(recipe.teacher)
     terms, maps, phase_terms = terms_of(recipe, student, teacher, probes, parts.splits, joint, measured=measured)
     examples = examples_of(terms, student, teacher, probes)
     job = Job(
         recipe, parts.splits, teacher, parts.default, parts.metric, terms, maps, phase_terms, examples, device, joint,
-        processes,
+        processes, lora,
     )  # fmt: skip
     in_pieces = recipe.train.accumulate * processes.count > 1
     outputs = 1 if recipe.data.label == "number" else len(parts.splits.train.classes)

@@ -146,12 +146,25 @@ class FromTeacher(Section):
         return self
 
 
+class Lora(Section):
+    rank: Count = Field(8, description="Of the adapters.")
+    alpha: Positive = Field(16.0, description="An adapter counts alpha / rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="In front of the adapters.")
+    targets: Taps | None = Field(
+        None,
+        description="Linear layers that get one, by path or the end of it, as q_proj; all of the blocks by default.",
+    )
+
+
 class Student(Section):
     model: str | None = Field(
         None, description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder."
     )
     from_teacher: FromTeacher | None = Field(None, description="In place of a model: some of the teacher's blocks.")
     weights: str | None = Field(None, description="Weights that every arm starts from; random ones by default.")
+    lora: Lora | None = Field(
+        None, description="Train adapters beside the student's linear layers alone; they are merged behind it."
+    )
     classifier: Literal["own", "teacher"] = Field(
         "own", description="teacher: the student's last maps, projected, in front of the teacher's frozen classifier."
     )

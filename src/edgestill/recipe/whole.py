@@ -107,6 +107,8 @@ class Recipe(Section):
                     raise ValueError(f"data.{name}: is for texts; the task is {self.task}")
             if self.student.from_teacher is not None:
                 raise ValueError(f"student.from_teacher: is for text models; the task is {self.task}: name a model")
+            if self.student.lora is not None:
+                raise ValueError(f"student.lora: is for text models; the task is {self.task}")
             if self.teacher.precision != "float32":
                 raise ValueError(
                     f"teacher.precision: {self.teacher.precision} is for text models; the task is {self.task}"

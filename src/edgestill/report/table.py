@@ -237,6 +237,9 @@ def rows(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
         count = len(arm.get("seeds") or [])
         seeds = f"{count} seed{'s' if count != 1 else ''}"
         about = f"{words.short(student.get('model'))} · {seeds}".removeprefix(" · ")
+        trained, parameters = student.get("trained_parameters"), student.get("parameters")
+        if name in ("baseline", "student") and trained and parameters and trained < parameters:
+            about += f" · {trained:,} parameters trained of {parameters:,}"
         if name == "baseline":
             about += " · without the teacher"
         cost = student if name == "student" else {}

@@ -14,12 +14,13 @@ from edgestill.taps import found
 Keep = Literal["spread", "first", "last"] | Sequence[int]
 
 
-def blocks_of(module: nn.Module, probe: Tensor) -> list[str]:
-    """The paths of a model's blocks: of the parts that are repeated, told from its structure. UserError without any."""
+def blocks_of(module: nn.Module, probe: Tensor, key: str = "student.from_teacher") -> list[str]:
+    """The paths of a model's blocks: of the parts that are repeated, told from its structure. UserError without any,
+    for the recipe's `key` that asks for them."""
     blocks = [tap.path for tap in found(module, probe) if tap.kind == "block"]
     numbered = [path for path in blocks if path.rpartition(".")[2].isdigit()]
     if len(numbered) < 1 or len({path.rpartition(".")[0] for path in numbered}) != 1:
-        raise UserError(f"student.from_teacher: {type(module).__name__} has no list of blocks to choose from")
+        raise UserError(f"{key}: {type(module).__name__} has no list of blocks to choose from")
     return numbered
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from edgestill.data.curriculum import ranks_within_class
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
 from edgestill.evaluate.metric import Metric, predictor
-from edgestill.models import ImageInput, Model, load_weights, save_weights, to_device
+from edgestill.models import ImageInput, Model, load_weights, lower, save_student, save_weights, to_device
 from edgestill.paths import cache_folder
 from edgestill.progress import silent
+from edgestill.students.lora import adapted
 from edgestill.tasks.samples import Samples
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.train import Track, Trained, train
@@ -79,7 +81,8 @@ def arm_names(job: Job) -> list[str]:
     compare = job.recipe.compare
     if not job.schedule(STUDENT).steps:
         return [STUDENT]
-    scratch = compare.scratch and job.recipe.student.from_teacher is not None
+    section = job.recipe.student  # adapters alone make nothing of random weights
+    scratch = compare.scratch and section.from_teacher is not None and section.lora is None
     return [BASELINE] * compare.baseline + [STUDENT] + [SCRATCH] * scratch
 
 
@@ -100,27 +103,31 @@ def follow(job: Job, out: Path, resume: bool, teachers: Path | None = None) -> N
 
 def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool, teachers: Path | None = None) -> None:
     """Fits the teacher in place on all training labels, or takes the one that another run fitted so, and kept: in
-    `teachers`, or in the cache where the recipe says so."""
-    fit = job.recipe.teacher.fit
+    `teachers`, or in the cache where the recipe says so. It is saved, and brought into the precision that it teaches
+    in."""
+    fit, teacher = job.recipe.teacher.fit, job.teacher
     if teachers is None and fit is not None and fit.keep:
         teachers = cache_folder() / "teachers"
     kept = teachers / f"{_same_teacher(job)}.safetensors" if teachers is not None else None
     if kept is not None and job.processes.first(kept.is_file):
-        load_weights(job.teacher.module, kept)
-        return
-    _train(job, TEACHER, 0, job.teacher, None, out, log, track, resume)
-    if kept is not None and job.processes.main:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f".{os.getpid()}.safetensors")
-        save_weights(job.teacher.module, partial)
-        os.replace(partial, kept)
+        load_weights(teacher.module, kept)
+    else:
+        _train(job, TEACHER, 0, teacher, None, out, log, track, resume)
+        if kept is not None and job.processes.main:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            partial = kept.with_name(f".{os.getpid()}.safetensors")
+            save_weights(teacher.module, partial)
+            os.replace(partial, kept)
+    if job.processes.main:
+        save_student(teacher, out / "teacher", job.splits.train.classes)
+    lower(teacher.module, job.recipe.teacher.precision, teacher.spec)
 
 
 def _same_teacher(job: Job) -> str:
     """A name for all that a fitted teacher's weights depend on."""
     recipe = job.recipe
     depends = {
-        "teacher": recipe.teacher.model_dump(mode="json", exclude={"licence"}),
+        "teacher": recipe.teacher.model_dump(mode="json", exclude={"licence", "precision"}),
         "train": recipe.train.model_dump(mode="json", include={"views", "precision", "clip", "accumulate", "lr_shape"}),
         "data": job.splits.fit.fingerprint,
         "files": folder.contents(yaml.safe_dump({"teacher": recipe.teacher.model_dump(mode="json")})),
@@ -227,19 +234,21 @@ def _train(
     if arm == QUANTIZED and (student := checkpoint.load(place_of(out, STUDENT, seed) / "last.pt")):
         objective.load_state_dict(student["objective"])  # aligners go on from where the student's ended
     torch.manual_seed(seed)  # again: what the aligners drew must not shift the student's dropout against the baseline's
-    return train(
-        model,
-        schedule=job.schedule(arm),
-        batch_at=job.batches(arm, seed, ranks),
-        objective=objective,
-        teacher=teacher,
-        validate=job.validate(model.input),
-        options=job.options(arm),
-        folder=place_of(out, arm, seed),
-        log=lambda line: log({"arm": arm, "seed": seed, **line}),
-        track=lambda items, _, total: track(
-            items, f"{arm} seed {seed}" if arm != TEACHER else "teacher: fitting", total
-        ),
-        resume=resume,
-        processes=job.processes,
-    )
+    lora = job.lora if arm != TEACHER else None
+    with nullcontext() if lora is None else adapted(model.module, lora, model.fresh):
+        return train(
+            model,
+            schedule=job.schedule(arm),
+            batch_at=job.batches(arm, seed, ranks),
+            objective=objective,
+            teacher=teacher,
+            validate=job.validate(model.input),
+            options=job.options(arm),
+            folder=place_of(out, arm, seed),
+            log=lambda line: log({"arm": arm, "seed": seed, **line}),
+            track=lambda items, _, total: track(
+                items, f"{arm} seed {seed}" if arm != TEACHER else "teacher: fitting", total
+            ),
+            resume=resume,
+            processes=job.processes,
+        )

@@ -12,7 +12,10 @@ def write(result: dict[str, Any]) -> str:
     """The card's Markdown from what result.json holds."""
     student = result["student"]
     lines = ["# Student", ""]
-    lines += [f"A distilled {result['task']} model of {student['parameters']:,} parameters, made {result['date']}.", ""]
+    trained = student.get("trained_parameters") or student["parameters"]
+    of_which = f", of which {trained:,} were trained" if trained < student["parameters"] else ""
+    parameters = f"{student['parameters']:,} parameters{of_which}"
+    lines += [f"A distilled {result['task']} model of {parameters}, made {result['date']}.", ""]
     lines += ["## Measured", "", *(f"- {line}" for line in summary(result)), ""]
     lines += _table(result)
     lines += [

@@ -6,7 +6,7 @@ N samples, C channels, H height, W width, K classes.
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from edgestill.export.device import BACKENDS
 from edgestill.export.formats import FORMATS, Format
 from edgestill.export.program import UnsupportedOperator, module_with
 from edgestill.export.verify import artifact_outputs, module_outputs, opened, outputs, parity, together
-from edgestill.models import Expected, ImageInput, Model, example, plain_logits
+from edgestill.models import Expected, ImageInput, Model, example, in_float32, plain_logits
 from edgestill.quantize.integer import integer
 from edgestill.recipe import EMULATED, RUNTIMES, Recipe
 from edgestill.runtimes.measure import artifact_files, hardware
@@ -88,12 +88,17 @@ def _litert_job(model: Model, path: Path) -> litert.Job:
 
 def _try(kind: Format, role: str, model: Model, folder: Path) -> None:
     """UserError where no file of a format can be made of a model."""
-    module, (probe, names_in) = plain_logits(model), probe_of(model.input)
+    module, (probe, names_in) = _exported(model), probe_of(model.input)
     try:
         with _explained(kind, module, probe, role):
             write(kind, module, probe, folder / f"{role}{kind.suffix}", None, names_in)
     except UserError as error:
         raise error if role == "student" else UserError(f"teacher: its latency is compared, but {error}") from None
+
+
+def _exported(model: Model) -> nn.Module:
+    """What a file is made of: float32, also of a teacher that answers in less, to compare alike with alike."""
+    return plain_logits(replace(model, module=in_float32(model.module)))
 
 
 def format_of(name: str) -> Format:
@@ -407,7 +412,7 @@ def _reference(model: Model, role: str, kind: Format, path: Path) -> None:
     if not path.is_file():
         try:
             probe, names_in = probe_of(model.input)
-            write(kind, plain_logits(model), probe, path, None, names_in)
+            write(kind, _exported(model), probe, path, None, names_in)
         except UserError as error:
             raise UserError(f"bench: the {role}, to compare with: {error}") from error
 

@@ -38,7 +38,7 @@ from edgestill.assemble import (
 )
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
-from edgestill.models import STUDENT_FILE, Model, flops, reload, save_student
+from edgestill.models import STUDENT_FILE, Model, flops, lower, reload, save_student
 from edgestill.processes import connect
 from edgestill.recipe import Recipe, dump, load_recipe
 from edgestill.tasks.tokens import Blocks
@@ -160,7 +160,6 @@ def _train_all(
     recipe, seconds = job.recipe, result["seconds"]
     if fits_teacher(job):
         fit_teacher(job, place, log, track, resume, teachers)
-        save_student(job.teacher, place / "teacher", job.splits.train.classes)
     teacher_rows: list[NDArray[np.float32]] = []
 
     def measure_teacher() -> NDArray[np.float64] | None:
@@ -205,6 +204,7 @@ def _train_all(
         "options": student.options,
         "seed": chosen.seed,
         "parameters": student.parameters,
+        "trained_parameters": chosen.trained.parameters,
         "flops": flops(student),
     }
     save_student(student, place / "student", job.splits.train.classes)
@@ -261,6 +261,7 @@ def _teacher(job: Job, result: Result, track: Track) -> NDArray[np.float32]:
     rows = answers(job, teacher, splits.test, "teacher: test set", track)
     result["teacher"] = {
         "model": teacher.spec,
+        "precision": job.recipe.teacher.precision,
         "quality": job.metric.quality(rows, splits.test),
         "validation_quality": quality,
         "parameters": teacher.parameters,
@@ -357,6 +358,7 @@ def _again(
     job = assemble(recipe, track)
     if (place / "teacher" / STUDENT_FILE).is_file():
         reload(job.teacher, place / "teacher")
+        lower(job.teacher.module, recipe.teacher.precision, job.teacher.spec)
     student = job.student(0)
     reload(student, place / "student")
     with folder.status(place, result):

@@ -47,7 +47,7 @@ def tap_features(
                     module(**{name: value.to(device) for name, value in batch.items()})
                 mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
                 for path, rows in gathered.items():
-                    rows.append(_flat(path, taps[path], mask).float().cpu())
+                    rows.append(_flat(path, taps[path].float(), mask).cpu())
     finally:
         for part in training:
             part.training = True

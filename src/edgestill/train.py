@@ -57,6 +57,8 @@ class Trained:
     examples: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     skipped: int = 0
+    parameters: int = 0
+    """How many of the student's were trained."""
 
 
 def train(
@@ -99,6 +101,7 @@ def train(
         state.restore(saved)
     processes.own_randomness()
     trained, meter, started = state.trained, Meter(), perf_counter()
+    trained.parameters = sum(one.numel() for one in module.parameters() if one.requires_grad)
     module.train()
     objective.train()
 
@@ -220,7 +223,7 @@ class State:
     def __init__(self, module: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, ema: float) -> None:
         self.module, self.objective, self.optimizer, self.ema = module, objective, optimizer, ema
         self.average = copy.deepcopy(module).requires_grad_(False) if ema else None
-        self.parameters = [*module.parameters(), *objective.parameters()]
+        self.parameters = [one for one in (*module.parameters(), *objective.parameters()) if one.requires_grad]
         self.step, self.best, self.trained = 0, float("-inf"), Trained(validation=float("nan"))
 
     @property
@@ -342,10 +345,11 @@ def _readable(settings: Settings) -> dict[str, Any]:
 
 
 def _optimizer(module: nn.Module, objective: nn.Module, options: Options) -> torch.optim.Optimizer:
-    """Of both modules' parameters. The scales of quantizers do not decay: towards zero, their logarithm would grow."""
+    """Of what both modules train. The scales of quantizers do not decay: towards zero, their logarithm would grow."""
     scales = [part.log_scale for part in quantizers(module)]
     apart = {id(scale) for scale in scales}
-    parameters = [one for one in (*module.parameters(), *objective.parameters()) if id(one) not in apart]
+    every = (*module.parameters(), *objective.parameters())
+    parameters = [one for one in every if one.requires_grad and id(one) not in apart]
     groups: list[dict[str, Any]] = [{"params": parameters}]
     if scales:
         groups.append({"params": scales, "weight_decay": 0.0})

@@ -23,6 +23,7 @@ from edgestill.recipe import Phase as PhaseSection
 from edgestill.recipe import Recipe
 from edgestill.schedule import Phase, Schedule, Settings
 from edgestill.students.classifier import Joint, classifier_model
+from edgestill.students.lora import Lora
 from edgestill.tasks.samples import Batch
 from edgestill.tasks.sequences import Sequences
 from edgestill.terms import Mapped, bound
@@ -51,6 +52,8 @@ class Job:
     device: torch.device
     joint: Joint | None = None
     processes: Processes = ALONE
+    lora: Lora | None = None
+    """The adapters by which the arms are trained; the models that they begin and end with are plain."""
     skills: tuple[Skill, ...] = ()
 
     def student(self, seed: int, arm: str = STUDENT) -> Model:

@@ -1,5 +1,6 @@
 """The models that a recipe names."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,12 +17,14 @@ from edgestill.models import (
     forward,
     load_model,
     load_text_model,
+    lower,
     select_classes,
 )
 from edgestill.recipe import FromTeacher, Recipe
 from edgestill.recipe import Student as StudentSection
 from edgestill.recipe import Teacher as TeacherSection
 from edgestill.students.depth import blocks_of, kept_blocks, shallower
+from edgestill.students.lora import Lora, adapted, peft, targets_of
 
 _log = logging.getLogger("edgestill")
 
@@ -95,8 +98,9 @@ def text_model(
     teacher: TextInput | None = None,
 ) -> Model:
     """A text model; a student has its `teacher`'s tokenizer unless it brings one, and of the same tokenizer as many
-    tokens of a text."""
+    tokens of a text. A teacher that is to be fitted is in float32 until then."""
     assert section.model is not None
+    lowered = isinstance(section, TeacherSection) and trained(section)
     model = load_text_model(
         section.model,
         head=head(recipe),
@@ -107,11 +111,36 @@ def text_model(
         weights=section.weights,
         tokenizer=None if teacher is None else teacher.tokenizer,
         trust_remote_code=section.trust_remote_code,
+        precision=recipe.teacher.precision if lowered else "float32",
     )
     assert isinstance(model.input, TextInput)
     if teacher is not None and teacher.fingerprint == model.input.fingerprint and teacher.length < model.input.length:
         model.input = replace(model.input, length=teacher.length)
     return model
+
+
+def trained(section: TeacherSection | StudentSection) -> bool:
+    """Whether a model comes with weights, or is to be fitted first."""
+    if isinstance(section, StudentSection):
+        return section.weights is not None or section.from_teacher is not None
+    return section.weights is not None or section.fit is None
+
+
+def check_precision(recipe: Recipe, teacher: Model) -> None:
+    """UserError for a teacher that does not answer in the recipe's precision, also where it is to be fitted first."""
+    precision, module = recipe.teacher.precision, teacher.module
+    if precision == "float32":
+        return
+    if not trained(recipe.teacher):
+        module = copy.deepcopy(module)
+        lower(module, precision, teacher.spec)
+    try:
+        with torch.no_grad():
+            forward(module.eval(), example(teacher.input, 2))
+    except Exception as error:
+        raise UserError(
+            f"teacher.precision: {teacher.spec} does not answer in {precision}: {first_line(error)}"
+        ) from error
 
 
 def alike(teacher: TextInput, student: TextInput) -> bool:
@@ -132,7 +161,21 @@ def from_teacher(section: FromTeacher, teacher: Model, weights: bool = True) -> 
     module = teacher.module.to("cpu")
     kept = kept_blocks(len(blocks_of(module, probe)), section.depth, section.keep)
     student = shallower(module, probe, kept, weights=weights)
-    return replace(teacher, module=student, spec=f"{teacher.spec}, blocks {', '.join(map(str, kept))}", options={})
+    spec = f"{teacher.spec}, blocks {', '.join(map(str, kept))}"
+    return replace(teacher, module=student, spec=spec, options={}, fresh=())
+
+
+def lora_of(section: StudentSection, student: Model) -> Lora | None:
+    """How the student is trained by adapters, where it is. They are tried, which leaves the student as it is."""
+    asked = section.lora
+    if asked is None:
+        return None
+    peft()
+    probe = example(student.input, 2)
+    lora = Lora(asked.rank, asked.alpha, asked.dropout, targets_of(student.module, probe, asked.targets))
+    with torch.no_grad(), adapted(student.module, lora, student.fresh):
+        forward(student.module, probe)
+    return lora
 
 
 def shared_vocabulary(teacher: Model, student: Model) -> int:

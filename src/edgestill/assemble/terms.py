@@ -18,8 +18,6 @@ from edgestill.losses import TERM_LOSSES, regression
 from edgestill.models import Model, as_inputs, example, forward, to_device
 from edgestill.objective import Objective, Term, layout
 from edgestill.recipe import Recipe
-from edgestill.recipe import Student as StudentSection
-from edgestill.recipe import Teacher as TeacherSection
 from edgestill.recipe import Term as TermSection
 from edgestill.signals import Signal
 from edgestill.similarity import similarity, tap_features
@@ -89,13 +87,6 @@ def terms_of(
         sections = recipe.distill.terms if phase.terms is None else phase.terms
         phase_terms[phase.name] = tuple(name for section in sections for name in names_of(section))
     return terms, tuple(maps), phase_terms
-
-
-def trained(section: TeacherSection | StudentSection) -> bool:
-    """Whether a model comes with weights, or is to be fitted first."""
-    if isinstance(section, StudentSection):
-        return section.weights is not None or section.from_teacher is not None
-    return section.weights is not None or section.fit is None
 
 
 def _default_taps(model: Model, probe: Tensor, loss: str, every: bool) -> list[str]:

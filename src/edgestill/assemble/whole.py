@@ -13,17 +13,20 @@ from edgestill.assemble.job import STUDENT, TEACHER, Job
 from edgestill.assemble.models import (
     alike,
     check_outputs,
+    check_precision,
     from_teacher,
     head,
     image_model,
+    lora_of,
     same_order,
     selected,
     shared_vocabulary,
     takes_length,
     text_model,
+    trained,
 )
 from edgestill.assemble.skills import skills_of
-from edgestill.assemble.terms import check_losses, examples_of, terms_of, trained
+from edgestill.assemble.terms import check_losses, examples_of, terms_of
 from edgestill.bench import remote
 from edgestill.bench.aarch64_root import find_root
 from edgestill.data.sources import resolve
@@ -67,13 +70,14 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     joint = None
     if recipe.student.classifier == "teacher":
         student, joint = classifier_model(student, teacher)
+    lora = lora_of(recipe.student, student)
     probes = (example(student.input, 2), example(teacher.input, 2))
     measured = trained(recipe.student) and trained(recipe.teacher)
     terms, maps, phase_terms = terms_of(recipe, student, teacher, probes, parts.splits, joint, measured=measured)
     examples = examples_of(terms, student, teacher, probes)
     job = Job(
         recipe, parts.splits, teacher, parts.default, parts.metric, terms, maps, phase_terms, examples, device, joint,
-        processes, skills_of(recipe, teacher, student),
+        processes, lora, skills_of(recipe, teacher, student),
     )  # fmt: skip
     in_pieces = recipe.train.accumulate * processes.count > 1
     outputs = 1 if recipe.data.label == "number" else len(parts.splits.train.classes)
@@ -115,6 +119,7 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
     paired = any(texts.pairs is not None for texts in loaded.values())
     teacher = selected(recipe.teacher, text_model(recipe, recipe.teacher, classes, paired), classes)
     assert isinstance(teacher.input, TextInput)
+    check_precision(recipe, teacher)
     if recipe.student.from_teacher is not None:
         student = from_teacher(recipe.student.from_teacher, teacher)
     else:

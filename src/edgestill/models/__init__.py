@@ -13,6 +13,7 @@ from edgestill.models.model import (
     select_classes,
     to_device,
 )
+from edgestill.models.precision import Precision, dequantized, in_float32, lower
 from edgestill.models.saving import STUDENT_FILE, reload, save_student, save_weights
 from edgestill.models.text_input import Encoded, TextInput
 from edgestill.models.texts import Head, load_text_model
@@ -25,14 +26,18 @@ __all__ = [
     "Head",
     "ImageInput",
     "Model",
+    "Precision",
     "TextInput",
     "as_inputs",
+    "dequantized",
     "example",
     "flops",
     "forward",
+    "in_float32",
     "load_model",
     "load_text_model",
     "load_weights",
+    "lower",
     "plain_logits",
     "reload",
     "save_student",

@@ -43,9 +43,10 @@ def _explained(name: str, what: str) -> Iterator[None]:
 
 
 def text_model(
-    name: str, head: str, classes: Sequence[str], options: dict[str, Any], trust: bool
-) -> tuple[nn.Module, Any]:
-    """A text model with its tokenizer, as it is saved; without a classifier, with a new one for `classes`."""
+    name: str, head: str, classes: Sequence[str], options: dict[str, Any], trust: bool, dtype: str = "float32"
+) -> tuple[nn.Module, Any, tuple[str, ...]]:
+    """A text model with its tokenizer, as it is saved; without a classifier, with a new one for `classes`. Also the
+    names of the parameters that are new. `dtype`: of all, from the first; `auto` is the file's own."""
     library = transformers()
     verbosity = library.utils.logging.get_verbosity()
     library.utils.logging.set_verbosity_error()  # a new classifier is no warning: whether it is fitted is checked
@@ -56,13 +57,13 @@ def text_model(
                 kind, more = library.AutoModelForCausalLM, {}
             else:
                 kind, more = library.AutoModelForSequenceClassification, _labels(config, head, classes)
-            # Neither the file's own precision: training is in float32.
-            module = kind.from_pretrained(name, trust_remote_code=trust, **more, **options).float()
+            given = options | {"dtype": dtype, "output_loading_info": True}
+            module, loaded = kind.from_pretrained(name, trust_remote_code=trust, **more, **given)
         with _explained(name, "tokenizer beside the model"):
             tokenizer = library.AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
     finally:
         library.utils.logging.set_verbosity(verbosity)
-    return module, tokenizer
+    return module, tokenizer, tuple(sorted({*loaded["missing_keys"]} & {*dict(module.named_parameters())}))
 
 
 def _labels(config: Any, head: str, classes: Sequence[str]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Model:
     input: Expected
     source: str | None = None
     """The text of the file in `spec`, where no such file is there: of a student that was built from another."""
+    fresh: tuple[str, ...] = ()
+    """Names of the parameters that its file does not hold: those of a classifier that was made for the data."""
 
     @property
     def parameters(self) -> int:

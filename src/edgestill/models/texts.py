@@ -13,6 +13,7 @@ from edgestill.errors import UserError, first_line
 from edgestill.functions import model_of
 from edgestill.models.hugging_face import text_model, transformers
 from edgestill.models.model import Model
+from edgestill.models.precision import Precision, lower
 from edgestill.models.saving import STUDENT_FILE
 from edgestill.models.text_input import INPUTS, TextInput
 from edgestill.models.weights import load_weights, refuse_nonfinite
@@ -22,6 +23,8 @@ Head = Literal["classes", "number", "tokens"]
 """What a text model puts out: a logit a class, one number, or logits over the vocabulary for each token."""
 LENGTH = {"classes": 512, "number": 512, "tokens": 256}
 """Tokens of a sample where neither the recipe nor the model says fewer."""
+LOADED = {"float32": "float32", "bf16": "bfloat16", "int8": "auto"}
+"""What a model is read as, of each precision: never as more than it is to be, or than its file holds."""
 
 
 def load_text_model(
@@ -35,8 +38,9 @@ def load_text_model(
     weights: str | Path | None = None,
     tokenizer: Any = None,
     trust_remote_code: bool = False,
+    precision: Precision = "float32",
 ) -> Model:
-    """A text model from its spec, in float32.
+    """A text model from its spec.
 
     Args:
         spec: `hf:folder-or-id`; `file.py:function`, which returns a module or a module and its tokenizer, and is called
@@ -48,16 +52,17 @@ def load_text_model(
         weights: safetensors or a plain state dict.
         tokenizer: for a function that returns none.
         trust_remote_code: whether an `hf:` model may run the code that it brings along.
+        precision: what it computes in: a student and whatever is trained in float32, a teacher perhaps in less.
 
     Raises UserError for a model without a tokenizer, or with one that has more ids than the model has embeddings.
     """
-    options = dict(options or {})
+    options, fresh = dict(options or {}), tuple[str, ...]()
     outputs = 1 if head == "number" else len(classes)
     if exists(Path(spec) / STUDENT_FILE):
         spec, own_options, weights, tokenizer = _saved(Path(spec), weights, tokenizer)
         options = own_options | options
     if spec.startswith("hf:"):
-        module, own = text_model(spec[3:], head, classes, options, trust_remote_code)
+        module, own, fresh = text_model(spec[3:], head, classes, options, trust_remote_code, LOADED[precision])
     elif ".py:" in spec:
         module, own = _from_function(spec, options, outputs, tokenizer)
     else:
@@ -67,9 +72,12 @@ def load_text_model(
         raise UserError(f"{spec} comes without a tokenizer: let the function return (module, tokenizer)")
     if weights is not None:
         load_weights(module, Path(weights))
+        fresh = ()
     elif spec.startswith("hf:"):
         refuse_nonfinite(module, module.state_dict(), spec)
-    return Model(module, spec, options, text_input(module, tokenizer, spec, LENGTH[head], pairs, length))
+    lower(module, precision, spec)
+    expected = text_input(module, tokenizer, spec, LENGTH[head], pairs, length)
+    return Model(module, spec, options, expected, fresh=fresh)
 
 
 def _saved(folder: Path, weights: Any, tokenizer: Any) -> tuple[str, dict[str, Any], Any, Any]:

@@ -115,6 +115,11 @@ class Teacher(Section):
     )
     licence: str | None = Field(None, description="The teacher's licence, for the student's model card.")
     fit: Fit | None = Field(None, description="How to fit the teacher when no weights are given.")
+    precision: Literal["float32", "bf16", "int8"] = Field(
+        "float32",
+        description="What a teacher of texts computes in, to take less memory: bf16, or int8 weights of its linear "
+        "layers. A teacher that the run fits is lowered behind it.",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model's function.")
     input: Input = Field(default_factory=Input, description="What the model expects of its input.")
     trust_remote_code: Trust = False
@@ -142,6 +147,16 @@ class FromTeacher(Section):
         return self
 
 
+class Lora(Section):
+    rank: Count = Field(8, description="Of the adapters.")
+    alpha: Positive = Field(16.0, description="An adapter counts alpha / rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="In front of the adapters.")
+    targets: Taps | None = Field(
+        None,
+        description="Linear layers that get one, by path or the end of it, as q_proj; all of the blocks by default.",
+    )
+
+
 class Student(Section):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = Field(
         None, description="Of one of several students: its run's folder."
@@ -151,6 +166,9 @@ class Student(Section):
     )
     from_teacher: FromTeacher | None = Field(None, description="In place of a model: some of the teacher's blocks.")
     weights: str | None = Field(None, description="Weights that every arm starts from; random ones by default.")
+    lora: Lora | None = Field(
+        None, description="Train adapters beside the student's linear layers alone; they are merged behind it."
+    )
     classifier: Literal["own", "teacher"] = Field(
         "own", description="teacher: the student's last maps, projected, in front of the teacher's frozen classifier."
     )

@@ -117,6 +117,12 @@ class Recipe(Section):
                     raise ValueError(f"data.{name}: is for texts; the task is {self.task}")
             if self.student.from_teacher is not None:
                 raise ValueError(f"student.from_teacher: is for text models; the task is {self.task}: name a model")
+            if self.student.lora is not None:
+                raise ValueError(f"student.lora: is for text models; the task is {self.task}")
+            if self.teacher.precision != "float32":
+                raise ValueError(
+                    f"teacher.precision: {self.teacher.precision} is for text models; the task is {self.task}"
+                )
             return self
         if data.size is not None or data.on_error != "stop":
             raise ValueError(f"data.{'size' if data.size else 'on_error'}: is for images; the task is {self.task}")

@@ -230,12 +230,17 @@ def rows(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
     reference = teacher.get("quality")
     found = []
     if teacher:
-        about = " · ".join(text for text in (teacher.get("name"), words.short(teacher.get("model"))) if text)
+        lowered = teacher.get("precision", "float32") != "float32"  # its file is in float32 all the same
+        said = f"taught in {teacher['precision']}, measured as a file in float32" if lowered else None
+        about = " · ".join(text for text in (teacher.get("name"), words.short(teacher.get("model")), said) if text)
         found.append(_row("teacher", about, teacher, reference, of, costs))
     for name, arm in (result.get("arms") or {}).items():
         count = len(arm.get("seeds") or [])
         seeds = f"{count} seed{'s' if count != 1 else ''}"
         about = f"{words.short(student.get('model'))} · {seeds}".removeprefix(" · ")
+        trained, parameters = student.get("trained_parameters"), student.get("parameters")
+        if name in ("baseline", "student") and trained and parameters and trained < parameters:
+            about += f" · {trained:,} parameters trained of {parameters:,}"
         if name == "baseline":
             about += " · without the teacher"
         cost = student if name == "student" else {}

@@ -8,17 +8,19 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from edgestill.errors import UserError, first_line
+from edgestill.models import dequantized
 from edgestill.taps import found
 
 Keep = Literal["spread", "first", "last"] | Sequence[int]
 
 
-def blocks_of(module: nn.Module, probe: Tensor) -> list[str]:
-    """The paths of a model's blocks: of the parts that are repeated, told from its structure. UserError without any."""
+def blocks_of(module: nn.Module, probe: Tensor, key: str = "student.from_teacher") -> list[str]:
+    """The paths of a model's blocks: of the parts that are repeated, told from its structure. UserError without any,
+    for the recipe's `key` that asks for them."""
     blocks = [tap.path for tap in found(module, probe) if tap.kind == "block"]
     numbered = [path for path in blocks if path.rpartition(".")[2].isdigit()]
     if len(numbered) < 1 or len({path.rpartition(".")[0] for path in numbered}) != 1:
-        raise UserError(f"student.from_teacher: {type(module).__name__} has no list of blocks to choose from")
+        raise UserError(f"{key}: {type(module).__name__} has no list of blocks to choose from")
     return numbered
 
 
@@ -46,10 +48,10 @@ def kept_blocks(count: int, depth: float | None, keep: Keep) -> list[int]:
 
 
 def shallower(teacher: nn.Module, probe: Tensor, kept: Sequence[int], *, weights: bool = True) -> nn.Module:
-    """A new model of the teacher's class with the blocks `kept`, in order.
+    """A new model of the teacher's class with the blocks `kept`, in order, in float32.
 
     Args:
-        teacher: a Hugging Face model, which is left as it is.
+        teacher: a Hugging Face model of any precision, which is left as it is.
         probe: an input batch, from which its blocks are told.
         weights: whether it begins with the teacher's weights, or with new random ones.
 
@@ -75,7 +77,7 @@ def shallower(teacher: nn.Module, probe: Tensor, kept: Sequence[int], *, weights
             f"blocks: {first_line(error)}"
         ) from error
     if weights:
-        state = _renumbered(teacher.state_dict(), parent, kept)
+        state = dequantized(_renumbered(teacher.state_dict(), parent, kept))
         own = student.state_dict()
         wrong = [key for key in own if key not in state or own[key].shape != state[key].shape]
         wrong += [key for key in state if key not in own]
@@ -85,7 +87,7 @@ def shallower(teacher: nn.Module, probe: Tensor, kept: Sequence[int], *, weights
                 f"{wrong[0]!r} does not fit; keep others"
             )
         student.load_state_dict(state)
-    return student.to(next(teacher.parameters()).dtype)
+    return student.float()
 
 
 def _with_blocks(config: Any, count: int, kept: Sequence[int]) -> Any:

@@ -11,7 +11,8 @@ from edgestill.tasks.samples import Batch
 
 
 class OnlineTeacher:
-    """Calls the teacher on a batch's views: `teacher(batch, taps) -> Signal`, without gradients, in evaluation mode."""
+    """Calls the teacher on a batch's views: `teacher(batch, taps) -> Signal` in float32, whatever the teacher computes
+    in; without gradients, in evaluation mode."""
 
     def __init__(self, model: Model, device: torch.device, precision: torch.dtype) -> None:
         self.model, self.device, self.precision = model, device, precision
@@ -22,4 +23,4 @@ class OnlineTeacher:
         autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
         with torch.no_grad(), autocast, record(self.model.module, taps) as recorded:
             logits = batch.answers(forward(self.model.module, inputs))
-        return Signal(logits, recorded)
+        return Signal(logits.float(), {tap: value.float() for tap, value in recorded.items()})

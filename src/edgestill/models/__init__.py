@@ -1,5 +1,6 @@
 """A model from a spec, what it expects of its input, its weights, and the folder that a student is saved to."""
 
+from edgestill.models.embedding import embed, embedding_of
 from edgestill.models.loading import load_model
 from edgestill.models.model import (
     Expected,
@@ -27,6 +28,8 @@ __all__ = [
     "Model",
     "TextInput",
     "as_inputs",
+    "embed",
+    "embedding_of",
     "example",
     "flops",
     "forward",

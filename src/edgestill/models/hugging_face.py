@@ -45,7 +45,8 @@ def _explained(name: str, what: str) -> Iterator[None]:
 def text_model(
     name: str, head: str, classes: Sequence[str], options: dict[str, Any], trust: bool
 ) -> tuple[nn.Module, Any]:
-    """A text model with its tokenizer, as it is saved; without a classifier, with a new one for `classes`."""
+    """A text model with its tokenizer, as it is saved; without a classifier, with a new one for `classes`. That of
+    an embedding is the bare model, whose tokens are still to be pooled."""
     library = transformers()
     verbosity = library.utils.logging.get_verbosity()
     library.utils.logging.set_verbosity_error()  # a new classifier is no warning: whether it is fitted is checked
@@ -53,7 +54,9 @@ def text_model(
         with _explained(name, "text model"):
             config = library.AutoConfig.from_pretrained(name, trust_remote_code=trust)
             if head == "tokens":
-                kind, more = library.AutoModelForCausalLM, {}
+                kind, more = library.AutoModelForCausalLM, dict[str, Any]()
+            elif head == "embedding":
+                kind, more = library.AutoModel, {}
             else:
                 kind, more = library.AutoModelForSequenceClassification, _labels(config, head, classes)
             # Neither the file's own precision: training is in float32.

@@ -298,7 +298,7 @@ def check_parity(job: Job, artifacts: list[dict[str, Any]]) -> None:
         elif artifact["precision"] != "float32" and agreement < limits.agreement:
             found = f"it agrees on {agreement:.1%}, verify.agreement is {limits.agreement:.1%}"
             if job.metric is RANK_CORRELATION:
-                found = f"its embeddings' mean cosine is {agreement:.3f}, verify.agreement is {limits.agreement:g}"
+                found = f"its embeddings' mean cosine is {agreement:.6f}, verify.agreement is {limits.agreement:g}"
         else:
             continue
         raise UserError(

@@ -148,7 +148,7 @@ def _cosine(expected: np.ndarray, outputs: np.ndarray) -> float:
     first, second = (
         rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (expected, outputs)
     )
-    return float((first.astype(np.float64) * second).sum(1).mean())
+    return min(1.0, float((first.astype(np.float64) * second).sum(1).mean()))  # 1 + 5e-8 by rounding
 
 
 def _divergence(expected: np.ndarray, outputs: np.ndarray) -> float:

@@ -41,8 +41,9 @@ class SentenceEmbedding(nn.Module):
             return hidden[:, 0]
         if self.pooling == "mean":
             return wide(hidden, mask.bool()).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        places = (mask * torch.arange(1, hidden.shape[1] + 1, device=hidden.device)).argmax(1)
-        return hidden.take_along_dim(places[:, None, None], 1).squeeze(1)
+        places = mask * torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
+        # summed, not indexed: a gather would fix the number and length of texts in an exported file
+        return wide(hidden, (places == places.amax(1, keepdim=True))).sum(1)
 
 
 def embed(module: nn.Module, pooling: Pooling) -> None:

@@ -223,9 +223,8 @@ class Phase(Section):
 
 
 def default_phases(task: str = "") -> list[Phase]:
-    if (
-        task == "sentence-embedding"
-    ):  # whose texts may have no labels, by which to order them or to learn without a teacher
+    """Those of a task. Texts to embed may have no labels, to order them by or to learn from without a teacher."""
+    if task == "sentence-embedding":
         return [Phase(name="distill", share=1.0)]
     return [
         Phase(name="warmup", share=0.2, order="easiest-first"),

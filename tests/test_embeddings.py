@@ -424,7 +424,9 @@ def test_files_are_compared_by_the_cosine_of_their_embeddings() -> None:
     found = parity(rows, [turned], "a", embeddings=True)
     assert found.agreement == pytest.approx((1 + 0.6) / 2)
     assert found.divergence is None
-    assert parity(rows, [rows * np.float32(1.0000001)], "a", embeddings=True).agreement <= 1
+    for seed in range(20):  # rounding goes either way
+        same = np.random.default_rng(seed).normal(size=(50, 16)).astype(np.float32)
+        assert parity(same, [same], "a", embeddings=True).agreement <= 1
 
 
 def test_a_file_whose_embeddings_point_elsewhere_is_refused(whole: Path, tmp_path: Path) -> None:

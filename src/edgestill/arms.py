@@ -20,7 +20,7 @@ from edgestill.data.curriculum import ranks_within_class
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
 from edgestill.evaluate.metric import Metric, predictor
-from edgestill.models import ImageInput, Model, load_weights, lower, save_student, save_weights, to_device
+from edgestill.models import ImageInput, Model, embedding_of, load_weights, lower, save_student, save_weights, to_device
 from edgestill.paths import cache_folder
 from edgestill.progress import silent
 from edgestill.students.lora import adapted
@@ -133,6 +133,7 @@ def _same_teacher(job: Job) -> str:
         "files": folder.contents(yaml.safe_dump({"teacher": recipe.teacher.model_dump(mode="json")})),
         "input": repr(job.teacher.input),
         "vocabulary": getattr(job.splits.fit, "vocabulary", None),
+        "pooling": None if (embedding := embedding_of(job.teacher.module)) is None else embedding.pooling,
         "torch": torch.__version__,
     }
     return hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -4,7 +4,7 @@ N samples, C channels, H height, W width, K classes.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,12 +23,13 @@ from edgestill.bench.host import Artifact, Measurement, bench
 from edgestill.bench.remote import bench_remote, reach
 from edgestill.data.images import spaced
 from edgestill.errors import UserError, first_line
+from edgestill.evaluate.embeddings import RANK_CORRELATION
 from edgestill.evaluate.tokens import BITS_PER_BYTE
 from edgestill.export import device, executorch, formats, litert, onnx, openvino
 from edgestill.export.device import BACKENDS
 from edgestill.export.formats import FORMATS, Format
 from edgestill.export.program import UnsupportedOperator, module_with
-from edgestill.export.verify import artifact_outputs, module_outputs, opened, outputs, parity, together
+from edgestill.export.verify import Parity, artifact_outputs, module_outputs, opened, outputs, parity, together
 from edgestill.models import Expected, ImageInput, Model, example, in_float32, plain_logits
 from edgestill.quantize.integer import integer
 from edgestill.recipe import EMULATED, RUNTIMES, Recipe
@@ -267,7 +268,7 @@ def describe_artifacts(
             "path": str(path.relative_to(out)),
             "bytes": sum(file.stat().st_size for file in artifact_files(path)),
             "quality": job.metric.quality(answers[name], job.splits.test),
-            **asdict(together([parity(*pair, path) for pair in zip(expected, found, strict=True)])),
+            **_agreement([_parity(job, *pair, path) for pair in zip(expected, found, strict=True)]),
         }
         if kind.how == "graph":
             if trained not in simulated:
@@ -281,6 +282,15 @@ def describe_artifacts(
             entry["quality_measured"] = f"graph optimisation {'on' if optimize else 'off'}"
         described.append(entry)
     return described, answers
+
+
+def _parity(job: Job, expected: NDArray[np.float32], answers: Sequence[NDArray[np.float32]], path: Path) -> Parity:
+    return parity(expected, answers, path, embeddings=job.metric is RANK_CORRELATION)
+
+
+def _agreement(parts: Sequence[Parity]) -> dict[str, Any]:
+    """What result.json holds of it."""
+    return {name: value for name, value in asdict(together(parts)).items() if value is not None}
 
 
 def _a_call(job: Job) -> int:
@@ -309,14 +319,16 @@ def check_parity(job: Job, artifacts: list[dict[str, Any]]) -> None:
         agreement = artifact["simulated"]["agreement"] if trained else artifact["agreement"]
         if artifact["precision"] == "float32" and not artifact["max_abs_error"] <= limits.max_abs_error:
             found = (
-                f"a logit is off by {artifact['max_abs_error']:.3g}, verify.max_abs_error is {limits.max_abs_error:g}"
+                f"an output is off by {artifact['max_abs_error']:.3g}, verify.max_abs_error is {limits.max_abs_error:g}"
             )
         elif artifact["precision"] != "float32" and agreement < limits.agreement:
             found = f"it agrees on {agreement:.1%}, verify.agreement is {limits.agreement:.1%}"
+            if job.metric is RANK_CORRELATION:
+                found = f"its embeddings' mean cosine is {agreement:.6f}, verify.agreement is {limits.agreement:g}"
         else:
             continue
         raise UserError(
-            f"verify: {artifact['path']} is not the student on {artifact['samples']} real images: {found}; take "
+            f"verify: {artifact['path']} is not the student on {artifact['samples']} real samples: {found}; take "
             "another format, spare layers with quantize.keep_float, or set the limit by what the device may lose"
         )
 
@@ -367,7 +379,8 @@ def bench_artifacts(
         found[name]["latency_ratio"] = found[name]["latency_ms"]["p50"] / teacher["latency_ms"]["p50"]
     if host == EMULATED:
         for name, path in ((name, path) for name, path in made.items() if format_of(name).backend == "onnx"):
-            found[name]["emulated"] = _emulated(path, own[-1][:EMULATED_SAMPLES], format_of(name).how != "graph", track)
+            chosen = own[-1][:EMULATED_SAMPLES]
+            found[name]["emulated"] = _emulated(job, path, chosen, format_of(name).how != "graph", track)
     main = RUNTIMES[job.recipe.budget.runtime] if job.recipe.budget.runtime else backends[0]
     found["teacher"] = found[f"teacher:{main}"]
     found["student"] = found.get(main) or found[f"student:{main}"]
@@ -389,12 +402,12 @@ def _measured(m: Measurement) -> dict[str, Any]:
     return entry if m.energy_joules is None else entry | {"energy_mj": m.energy_joules * 1e3}
 
 
-def _emulated(path: Path, samples: NDArray[np.float32], optimize: bool, track: Track) -> dict[str, Any]:
+def _emulated(job: Job, path: Path, samples: NDArray[np.float32], optimize: bool, track: Track) -> dict[str, Any]:
     """How far a file's answers on an emulated ARM processor, with the optimisation that a device uses, are from those
     that it is scored by here."""
     here = artifact_outputs(path, samples, runtime=FORMATS["onnx"].runtime_file, optimize=optimize)
     there = emulated.emulate(path, samples, track=track)
-    return {"runtime": there.runtime, **asdict(parity(here, [there.outputs], path))}
+    return {"runtime": there.runtime, **_agreement([_parity(job, here, [there.outputs], path)])}
 
 
 def _compared(
@@ -479,9 +492,9 @@ def _real_inputs(job: Job, expected: Expected, count: int) -> list[NDArray[Any]]
         for samples in splits:
             left = count - sum(len(part) for part in parts)
             if left > 0:  # evenly spaced: a folder's images come class by class
-                parts.append(samples.inputs(spaced(len(samples), left), expected))
+                parts.append(samples.asked.inputs(spaced(len(samples), left), expected))
         return [np.concatenate(parts)]
-    test = job.splits.test
+    test = job.splits.test.asked
     sizes = test.sizes(expected)
     per_sample = int(sizes.mean()) if job.metric is BITS_PER_BYTE else 1
     rows = spaced(len(test), max(MOST_SAME, -(-count // max(per_sample, 1))))

@@ -1,11 +1,13 @@
 """What of a model can be tapped, as the command line lists it. Shapes: B batch, C channels, H height, W width."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgestill.errors import UserError, first_line
 from edgestill.models import Head, ImageInput, Model, TextInput, example, load_model, load_text_model
+from edgestill.paths import exists
 from edgestill.taps import found
 
 SIDES = (3, 224, 224)
@@ -57,6 +59,8 @@ def _text_model(spec: str, classes: int, weights: str | None, error: UserError) 
     neither. The taps of a classifier and of a language model of one family are called alike."""
     names = [str(number) for number in range(classes)]
     heads: tuple[Head, ...] = ("classes", "tokens")
+    if exists(Path(spec.removeprefix("hf:")) / "modules.json"):  # of sentence-transformers
+        heads = ("embedding",)
     for head in heads:
         try:
             return load_text_model(spec, head=head, classes=names, weights=weights)

@@ -148,12 +148,12 @@ class Objective(nn.Module):
 
         Args:
             logits: the student's [B, C].
-            labels: class numbers [B], negative where missing (such samples learn from the teacher alone), or
-                probabilities [B, C].
+            labels: class numbers [B], negative where missing (such samples learn from the teacher alone),
+                probabilities [B, C], or what the hard loss takes; numbers [B] are no classes for any other.
             signal: the teacher's; None is allowed while alpha is 0 and no term is active.
             taps: the student's recorded taps.
             alpha, temperature, terms: in place of the objective's own, as a schedule sets them.
-            mask: samples [B] that have a label, where labels are probabilities.
+            mask: samples [B] that have a label, where labels are probabilities or numbers.
             counts: labelled samples and all samples of the whole batch, where this is a piece of one: what the hard
                 part and the others are divided by. Of texts also their tokens and how many texts they are, for terms
                 over these.
@@ -255,7 +255,7 @@ class Objective(nn.Module):
             teacher = signal.logits[rows]
             pair = (standardized(student), standardized(teacher)) if self.standardize else (student, teacher)
             given = {name: shared[name] for name in shared if name in self._soft_options}
-            if "labels" in given:
+            if given.get("labels") is not None:
                 given["labels"] = given["labels"][rows]
             return self.soft_loss(*pair, **given, **samples)
 
@@ -359,10 +359,12 @@ def _options(loss: Loss) -> frozenset[str]:
     return frozenset(inspect.signature(loss).parameters)
 
 
-def _numbers(labels: Tensor, mask: Tensor | None) -> Tensor:
-    """Class numbers [B], −1 where missing, of labels that may be probabilities."""
+def _numbers(labels: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Class numbers [B], −1 where missing, of labels that may be probabilities [B, C]; None of numbers [B]."""
     if not labels.is_floating_point():
         return labels
+    if labels.dim() == 1:
+        return None
     numbers = labels.argmax(-1)
     return numbers if mask is None else numbers.where(mask, numbers.new_tensor(-1))
 

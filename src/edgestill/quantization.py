@@ -37,7 +37,7 @@ def calibration(job: Job, student: Model) -> list[Tensor]:
     """Batches of random training images, preprocessed as in evaluation."""
     rows = np.random.default_rng(0).permutation(len(job.splits.train.labels))[: job.recipe.quantize.samples]
     chunks = np.array_split(np.sort(rows), -(-len(rows) // BATCH))
-    return [torch.from_numpy(job.splits.train.inputs(chunk, student.input)) for chunk in chunks]
+    return [torch.from_numpy(job.splits.train.asked.inputs(chunk, student.input)) for chunk in chunks]
 
 
 def post_training(job: Job, student: Model, keep_float: Sequence[str], taps: Sequence[str] = ()) -> GraphModule:

@@ -61,11 +61,14 @@ def builtin() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read(recipe: str | Path, overrides: Sequence[str], defaults: dict[str, Any]) -> dict[str, Any]:
+Defaults = dict[str, Callable[[dict[str, Any]], Any]]
+
+
+def read(recipe: str | Path, overrides: Sequence[str], defaults: Defaults) -> dict[str, Any]:
     """Plain values of a YAML file or a built-in recipe's name, with `key.path=value` overrides.
 
     Paths in the file are relative to the file, paths in overrides to the current folder; both come back absolute.
-    `defaults` holds lists that an override may address an entry of where the file has none.
+    `defaults` makes, of what is known so far, lists that an override may address an entry of where the file has none.
     Raises UserError for a file that is not there or not YAML, and for an override that leads nowhere.
     """
     path = builtin().get(str(recipe), Path(recipe))
@@ -87,7 +90,7 @@ def read(recipe: str | Path, overrides: Sequence[str], defaults: dict[str, Any])
     return raw
 
 
-def _override(raw: dict[str, Any], override: str, defaults: dict[str, Any]) -> None:
+def _override(raw: dict[str, Any], override: str, defaults: Defaults) -> None:
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
@@ -100,7 +103,7 @@ def _override(raw: dict[str, Any], override: str, defaults: dict[str, Any]) -> N
     for name in keys:
         nested = nested[name]
     if keys[0] in defaults and keys[0] not in raw:
-        raw[keys[0]] = defaults[keys[0]]
+        raw[keys[0]] = defaults[keys[0]](raw)
     place: Any = raw
     for depth, name in enumerate(keys[:-1]):
         place = _child(place, name, ".".join(keys[: depth + 1]))

@@ -30,7 +30,7 @@ def cut(job: Job) -> dict[str, int]:
         return {}
     splits = {name: getattr(job.splits, name) for name in ("train", "validation", "test")}
     found = {
-        name: samples.encoded(expected).cut if isinstance(samples, Sequences) else samples.cut
+        name: samples.asked.encoded(expected).cut if isinstance(samples.asked, Sequences) else samples.cut
         for name, samples in splits.items()
     }
     return {name: count for name, count in found.items() if count}

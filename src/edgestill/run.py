@@ -38,7 +38,8 @@ from edgestill.assemble import (
 )
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
-from edgestill.models import STUDENT_FILE, Model, flops, lower, reload, save_student
+from edgestill.evaluate.embeddings import RANK_CORRELATION
+from edgestill.models import STUDENT_FILE, Model, embedding_of, flops, lower, reload, save_student
 from edgestill.processes import connect
 from edgestill.recipe import Recipe, dump, load_recipe
 from edgestill.tasks.tokens import Blocks
@@ -128,7 +129,8 @@ def _begin(job: Job, out: Path, resume: bool, deliver_files: bool) -> tuple[Path
             "name": job.metric.name,
             "higher_is_better": job.metric.higher_is_better,
             "chance": 1 / len(splits.train.classes) if job.metric is ACCURACY else 0.0,
-        },
+        }
+        | ({"agreement": "cosine"} if job.metric is RANK_CORRELATION else {}),
         "classes": list(splits.train.classes) if job.metric is ACCURACY else [],
         "fingerprints": prints,
         "data": {
@@ -207,6 +209,8 @@ def _train_all(
         "trained_parameters": chosen.trained.parameters,
         "flops": flops(student),
     }
+    if (embedding := embedding_of(student.module)) is not None and hasattr(student.module, "save_pretrained"):
+        result["student"]["pooling"] = embedding.pooling
     save_student(student, place / "student", job.splits.train.classes)
     rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].answers for name, done in outcomes.items()}
     results.write_predictions(job, place, rows)

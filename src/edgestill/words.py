@@ -66,7 +66,7 @@ def summary(result: Result) -> list[str]:
     for split, count in result.get("data", {}).get("skipped", {}).items():
         lines.append(f"left out {count} broken image{'s' * (count > 1)} of the {split} split")
     if artifact := judged_artifact(result):
-        lines += _artifact(artifact, teacher, f"{shown(artifact['quality'])} {metric['name']}")
+        lines += _artifact(artifact, teacher, metric, f"{shown(artifact['quality'])} {metric['name']}")
         lines += _budget(result["budget"], shown)
     return lines
 
@@ -154,15 +154,18 @@ def comparison(results: dict[str, Result]) -> str:
     return _columns(rows)
 
 
-def _artifact(artifact: dict[str, Any], teacher: dict[str, Any], quality: str) -> list[str]:
+def _artifact(artifact: dict[str, Any], teacher: dict[str, Any], metric: dict[str, Any], quality: str) -> list[str]:
     p50 = artifact["latency_ms"]["p50"]
     threads = f"{artifact['threads']} thread{'s' * (artifact['threads'] > 1)}"
     size = _times(teacher["bytes"] / artifact["bytes"], "smaller", "larger")
     ratio = artifact.get("latency_ratio")  # within the artifact's own runtime
     speed = _times(1 / ratio if ratio else teacher["latency_ms"]["p50"] / p50, "faster", "slower")
     how = f" ({artifact['quality_measured']})" if "quality_measured" in artifact else ""
+    near = f"agrees with the student on {percent(artifact['agreement'])}"
+    if metric.get("agreement") == "cosine":
+        near = f"mean cosine {artifact['agreement']:.4f} to the student's embeddings"
     return [
-        f"file     {artifact['path']}: {quality}{how}, agrees with the student on {percent(artifact['agreement'])}",
+        f"file     {artifact['path']}: {quality}{how}, {near}",
         f"small    {format_bytes(artifact['bytes'])}, {size} than the teacher's file",
         f"fast     {format_seconds(p50 / 1e3)} a sample (p50, {threads} of {artifact['runtime']}), "
         f"{speed} than the teacher",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from edgestill.data.sources import load_splits, splits_of
 from edgestill.data.splitting import Samples as Split
 from edgestill.data.splitting import check_apart, hold_out, keep_labels
@@ -14,6 +16,7 @@ from edgestill.data.texts import ENDINGS, Texts, load_texts
 from edgestill.errors import UserError
 from edgestill.models import TextInput
 from edgestill.recipe import IMAGES, Recipe
+from edgestill.tasks.embeddings import Embeddings
 from edgestill.tasks.images import ImageSamples, Views
 from edgestill.tasks.samples import Samples
 from edgestill.tasks.sequences import Sequences
@@ -60,7 +63,8 @@ def image_splits(recipe: Recipe, track: Track) -> Splits:
 
 def load_text_splits(recipe: Recipe) -> dict[str, Texts]:
     """The splits of texts as they are read."""
-    label = {"language-modeling": "none", "instruction": "messages"}.get(recipe.task, recipe.data.label)
+    kinds = {"language-modeling": "none", "instruction": "messages", "sentence-embedding": "similarity"}
+    label = kinds.get(recipe.task, recipe.data.label)
     return load_texts(
         _named(recipe, ENDINGS),
         columns={str(name): column for name, column in recipe.data.columns.items()},
@@ -81,6 +85,59 @@ def sequence_splits(recipe: Recipe, loaded: dict[str, Texts]) -> Splits:
     return Splits(
         sequences if train is fit else Sequences(train), sequences, Sequences(validation), Sequences(loaded["test"])
     )
+
+
+def embedding_splits(recipe: Recipe, loaded: dict[str, Texts]) -> Splits:
+    """Texts to embed; those that quality is measured on are pairs, with a number for how alike the two are."""
+    fit = loaded["train"]
+    labelled = bool((fit.labels >= 0).any())
+    if "validation" in loaded:
+        validation = loaded["validation"]
+    elif labelled:
+        fit, validation = hold_out(fit, float(recipe.data.validation), seed=0)
+    else:
+        raise UserError(
+            "data.validation: needs pairs of texts with a number each, and the training split has none to hold out: "
+            "name a split that has the columns text, text_pair and label"
+        )
+    for name, samples in (("validation", validation), ("test", loaded["test"])):
+        assert samples.values is not None
+        if samples.pairs is None or len(np.unique(samples.values[samples.labels >= 0])) < 2:
+            raise UserError(
+                f"data: the {name} split needs pairs of texts, each with a number for how alike the two are, by which "
+                f"quality is measured: {samples.source} needs the columns text, text_pair and label, not all alike"
+            )
+    check_apart(loaded)
+    span = (0.0, 1.0)
+    if labelled:
+        assert fit.values is not None
+        span = float(np.nanmin(fit.values)), float(np.nanmax(fit.values))
+        if span[0] == span[1]:
+            raise UserError(f"data: all labels of {fit.source} are {span[0]:g}, from which no similarity is learned")
+    else:
+        _refuse_unlabelled(recipe)
+    train = Embeddings(fit, span)
+    return Splits(train, train, Embeddings(validation, span), Embeddings(loaded["test"], span))
+
+
+def _refuse_unlabelled(recipe: Recipe) -> None:
+    """UserError for what learns from labels, where training has texts alone."""
+    why = "the training split has no pairs with a number each, and without them all is learned from the teacher"
+    arms = ["compare.baseline"] * recipe.compare.baseline
+    arms += ["compare.scratch"] * (recipe.compare.scratch and recipe.student.from_teacher is not None)
+    if arms:
+        raise UserError(
+            f"{' and '.join(arms)}: {why}: set {' and '.join(f'{arm}=false' for arm in arms)}, or give some"
+        )
+    if recipe.teacher.fit is not None and recipe.teacher.weights is None:
+        raise UserError(f"teacher.fit: {why}: name a teacher that is trained")
+    for phase in recipe.phases:
+        alpha = recipe.distill.alpha if phase.alpha is None else phase.alpha
+        terms = recipe.distill.terms if phase.terms is None else phase.terms
+        if not terms and (alpha == 0 or recipe.distill.loss == "none"):
+            raise UserError(f"phases.{phase.name}: {why}; this phase has no part of it")
+        if phase.order != "uniform":
+            raise UserError(f"phases.{phase.name}: {why}; {phase.order} goes by labels: set order to uniform")
 
 
 def block_splits(recipe: Recipe, loaded: dict[str, Texts], expected: TextInput, vocabulary: int) -> Splits:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgestill.assemble.data import Splits
-from edgestill.assemble.models import from_teacher, image_model, text_model
+from edgestill.assemble.models import from_teacher, head, image_model, text_model
 from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
 from edgestill.evaluate.metric import Metric, predictor
 from edgestill.evaluate.skill import Skill
-from edgestill.losses import SOFT_LOSSES, cross_entropy, regression
+from edgestill.losses import SOFT_LOSSES, Loss, cross_entropy, pair_regression, regression
 from edgestill.models import Expected, ImageInput, Model, TextInput
 from edgestill.objective import Objective, Term
 from edgestill.processes import ALONE, Processes
@@ -34,6 +34,9 @@ SIMILARITY_SAMPLES = 512
 QUANTIZE_LR = 3e-4
 """The learning rate of a quantize phase, of AdamW: with batch norms folded, the gradients have no common scale, and SGD
 at a hundredth of a usual rate threw a ResNet-8 to chance within ten steps."""
+
+HARD: dict[str, Loss] = {"number": regression, "embedding": pair_regression}
+"""The hard part by what a model puts out; cross-entropy for all that has classes."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Job:
     def objective(self, arm: str) -> Objective:
         """What an arm learns from; the baseline and a fitted teacher learn from labels alone."""
         smoothing = self.recipe.train.label_smoothing
-        hard = regression if self.recipe.data.label == "number" else cross_entropy
+        hard = HARD.get(head(self.recipe), cross_entropy)
         if arm not in (STUDENT, QUANTIZED):
             return Objective(alpha=0.0, label_smoothing=0.0 if arm == TEACHER else smoothing, hard=hard)
         distill = self.recipe.distill

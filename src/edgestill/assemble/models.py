@@ -13,6 +13,8 @@ from edgestill.models import (
     ImageInput,
     Model,
     TextInput,
+    embed,
+    embedding_of,
     example,
     forward,
     load_model,
@@ -27,6 +29,8 @@ from edgestill.students.depth import blocks_of, kept_blocks, shallower
 from edgestill.students.lora import Lora, adapted, peft, targets_of
 
 _log = logging.getLogger("edgestill")
+PADDING_ERROR = 1e-2
+"""Largest distance between two vectors of length 1 that are of one text."""
 
 
 def selected(section: TeacherSection, teacher: Model, classes: Sequence[str]) -> Model:
@@ -64,6 +68,8 @@ def _outputs(role: str, model: Model) -> int:
         with torch.no_grad():
             longest = getattr(model.input, "length", 0)  # positions may be fewer than a model says
             shape = forward(model.module.eval(), example(model.input, 2, longest)).shape
+    except UserError:
+        raise
     except Exception as error:
         size = model.input
         sized = (
@@ -75,6 +81,27 @@ def _outputs(role: str, model: Model) -> int:
     if len(shape) != 2:
         raise UserError(f"the {role} {model.spec} puts out {[*shape[1:]]}, not one number a class")
     return shape[1]
+
+
+def check_embeds(role: str, model: Model) -> None:
+    """UserError for a model that does not put out one vector a text, or another where the text is padded."""
+    expected = model.input
+    assert isinstance(expected, TextInput)
+    _outputs(role, model)
+    if model.parameters == 0:
+        raise UserError(f"the {role} {model.spec} has no parameters: there is nothing to learn or to keep")
+    ids, mask = example(expected, 2), torch.ones_like(example(expected, 2))
+    short = max(1, ids.shape[1] // 2)
+    ids[0, short:], mask[0, short:] = expected.padding, 0
+    given = {name: value for name, value in (("input_ids", ids), ("attention_mask", mask)) if name in expected.names}
+    with torch.no_grad():
+        padded = forward(model.module, given)[0]
+        alone = forward(model.module, {name: value[:1, :short] for name, value in given.items()})[0]
+    if float((padded - alone).norm()) > PADDING_ERROR:
+        raise UserError(
+            f"the {role} {model.spec} embeds a text otherwise where it is padded: its forward needs to take "
+            "`attention_mask`, and to leave out what that says is padding"
+        )
 
 
 def check_outputs(role: str, model: Model, classes: Sequence[str]) -> None:
@@ -152,6 +179,8 @@ def head(recipe: Recipe) -> Head:
     """What the models of a text task put out."""
     if recipe.task in ("language-modeling", "instruction"):
         return "tokens"
+    if recipe.task == "sentence-embedding":
+        return "embedding"
     return "number" if recipe.data.label == "number" else "classes"
 
 
@@ -161,6 +190,8 @@ def from_teacher(section: FromTeacher, teacher: Model, weights: bool = True) -> 
     module = teacher.module.to("cpu")
     kept = kept_blocks(len(blocks_of(module, probe)), section.depth, section.keep)
     student = shallower(module, probe, kept, weights=weights)
+    if (embedding := embedding_of(module)) is not None:
+        embed(student, embedding.pooling)
     spec = f"{teacher.spec}, blocks {', '.join(map(str, kept))}"
     return replace(teacher, module=student, spec=spec, options={}, fresh=())
 

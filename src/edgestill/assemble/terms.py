@@ -14,7 +14,7 @@ from edgestill.assemble.job import SIMILARITY_SAMPLES, Job
 from edgestill.assemble.models import head
 from edgestill.data.images import spaced
 from edgestill.errors import UserError, first_line
-from edgestill.losses import TERM_LOSSES, regression
+from edgestill.losses import TERM_LOSSES, pair_regression, regression
 from edgestill.models import Model, as_inputs, example, forward, to_device
 from edgestill.objective import Objective, Term, layout
 from edgestill.recipe import Recipe
@@ -118,12 +118,13 @@ def _alike(
     student: Model, teacher: Model, samples: Samples, student_taps: Sequence[str], teacher_taps: Sequence[str]
 ) -> NDArray[np.float64]:
     """How alike the taps of the two models are on training samples, as they are evaluated [S, T]."""
-    rows = spaced(len(samples), SIMILARITY_SAMPLES)
+    asked = samples.asked
+    rows = spaced(len(asked), SIMILARITY_SAMPLES)
     features = []
     for model, taps in ((student, student_taps), (teacher, teacher_taps)):
-        order = rows[np.argsort(samples.sizes(model.input)[rows], kind="stable")]
+        order = rows[np.argsort(asked.sizes(model.input)[rows], kind="stable")]
         chunks = np.array_split(order, max(1, len(rows) // 64))
-        inputs = (as_inputs(samples.inputs(chunk, model.input), model.input, CPU) for chunk in chunks)
+        inputs = (as_inputs(asked.inputs(chunk, model.input), model.input, CPU) for chunk in chunks)
         tapped = tap_features(model.module, inputs, taps)
         features.append({path: found[np.argsort(order, kind="stable")] for path, found in tapped.items()})
     return similarity(features[0], features[1])
@@ -156,6 +157,8 @@ def check_losses(
     logits, labels = torch.zeros(2, classes), torch.zeros(2, dtype=torch.long)
     if objective.hard_loss is regression:
         labels = torch.zeros(2, 1)
+    elif objective.hard_loss is pair_regression:  # two pairs, each text of which is compared with the three others
+        logits, labels = torch.zeros(4, 3), torch.zeros(2)
     counts = (
         (2, 2, 16, 2) if in_pieces else None
     )  # accumulation and several processes divide by the count of the whole batch

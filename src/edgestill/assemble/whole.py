@@ -8,10 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgestill.assemble.data import Splits, block_splits, image_splits, load_text_splits, sequence_splits
+from edgestill.assemble.data import (
+    Splits,
+    block_splits,
+    embedding_splits,
+    image_splits,
+    load_text_splits,
+    sequence_splits,
+)
 from edgestill.assemble.job import STUDENT, TEACHER, Job
 from edgestill.assemble.models import (
     alike,
+    check_embeds,
     check_outputs,
     check_precision,
     from_teacher,
@@ -32,6 +40,7 @@ from edgestill.bench.aarch64_root import find_root
 from edgestill.data.sources import resolve
 from edgestill.errors import UserError, first_line
 from edgestill.evaluate.classification import ACCURACY, CORRELATION
+from edgestill.evaluate.embeddings import RANK_CORRELATION
 from edgestill.evaluate.metric import Metric
 from edgestill.evaluate.tokens import BITS_PER_BYTE
 from edgestill.export import formats
@@ -87,6 +96,9 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     return job
 
 
+METRICS = {"classes": ACCURACY, "number": CORRELATION, "embedding": RANK_CORRELATION}
+
+
 @dataclass(frozen=True)
 class _Parts:
     splits: Splits
@@ -116,7 +128,8 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
     loaded = load_text_splits(recipe) if splits is None else {}
     torch.manual_seed(0)
     classes = loaded["train"].classes if splits is None else splits.train.classes
-    paired = any(texts.pairs is not None for texts in loaded.values())
+    kind = head(recipe)  # texts that are embedded go through the models one by one
+    paired = kind != "embedding" and any(texts.pairs is not None for texts in loaded.values())
     teacher = selected(recipe.teacher, text_model(recipe, recipe.teacher, classes, paired), classes)
     assert isinstance(teacher.input, TextInput)
     check_precision(recipe, teacher)
@@ -127,7 +140,7 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
     assert isinstance(student.input, TextInput)
     if student.input.fingerprint == teacher.input.fingerprint:  # what both take
         teacher.input = replace(teacher.input, length=student.input.length)
-    if head(recipe) == "tokens":
+    if kind == "tokens":
         for role, model in ((TEACHER, teacher), (STUDENT, student)):
             takes_length(role, model)
         vocabulary = shared_vocabulary(teacher, student)
@@ -139,12 +152,16 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
             "distill.terms: teacher and student split texts into other tokens, which terms cannot pair: leave them "
             "out, or take a student with the teacher's tokenizer"
         )
-    splits = splits or sequence_splits(recipe, loaded)
+    made = embedding_splits if kind == "embedding" else sequence_splits
+    splits = splits or made(recipe, loaded)
     for role, model in ((TEACHER, teacher), (STUDENT, student)):
-        check_outputs(role, model, classes)
-        same_order(recipe, role, model, classes)
+        if kind == "embedding":
+            check_embeds(role, model)
+        else:
+            check_outputs(role, model, classes)
+            same_order(recipe, role, model, classes)
         _refuse_long(recipe, role, model, splits)
-    return _Parts(splits, teacher, student, None, CORRELATION if recipe.data.label == "number" else ACCURACY)
+    return _Parts(splits, teacher, student, None, METRICS[kind])
 
 
 def _refuse_long(recipe: Recipe, role: str, model: Model, splits: Splits) -> None:
@@ -152,8 +169,8 @@ def _refuse_long(recipe: Recipe, role: str, model: Model, splits: Splits) -> Non
     if recipe.data.too_long == "cut" or not isinstance(model.input, TextInput):
         return
     for samples in (splits.fit, splits.validation, splits.test):
-        assert isinstance(samples, Sequences)
-        if cut := samples.encoded(model.input).cut:
+        assert isinstance(samples.asked, Sequences)
+        if cut := samples.asked.encoded(model.input).cut:
             raise UserError(
                 f"data: {cut} texts of {samples.source} have more tokens than the {model.input.length} that the {role} "
                 "takes; raise data.length, or set data.too_long to cut"
@@ -173,6 +190,11 @@ def _device(name: str) -> torch.device:
 
 def _check_shares(recipe: Recipe, processes: Processes) -> None:
     """Every process needs a sample of each piece of a batch."""
+    if processes.count > 1 and recipe.task == "sentence-embedding":
+        raise UserError(
+            f"task: sentence-embedding compares the texts of a whole batch, which one process has; {processes.count} "
+            "were started"
+        )
     needed = recipe.train.accumulate * processes.count
     fit = recipe.teacher.fit
     for key, size in (("train", recipe.train.batch_size), ("teacher.fit", fit.batch_size if fit else needed)):

@@ -108,7 +108,8 @@ def load_texts(
             such files, a Hub id, a function of no arguments, which returns a list of texts or a dict of columns.
         columns: the names of the columns `text`, `text_pair` and `label`, where they are not called so. A number is the
             place of a column, counted from 0, in csv and tsv files without a header.
-        label: what labels are: "class", "number", or "none", which reads texts alone; with "messages" a text is a
+        label: what labels are: "class", "number", or "none", which reads texts alone; "similarity" is a number of two
+            texts, and a split of single ones has none; with "messages" a text is a
             conversation as JSON, a list of {role, content}, from a column of such lists, or from two, `prompt` and
             `response`.
         cache: folder for tables; by default `$EDGESTILL_CACHE`, or ~/.cache/edgestill.
@@ -122,18 +123,17 @@ def load_texts(
             raise UserError(f"a split is one of {', '.join(SPLITS)}; {split!r} came{closest(split, SPLITS)}")
     folder = cache_folder(cache)
     read = {split: _read(spec, split, dict(columns or {}), label, folder) for split, spec in data.items()}
-    if len({part.pairs is None for part in read.values()}) > 1:
+    alike = label == "similarity"
+    if len({part.pairs is None for part in read.values()}) > 1 and not alike:
         single = next(part.source for part in read.values() if part.pairs is None)
         raise UserError(f"samples need to be one text or two in every split; {single} has no second one (text_pair)")
     if label == "class":
         classes, labels = agree_on_classes(read)
         values: dict[str, npt.NDArray[np.float32]] = {}
     else:
-        classes, labels = (
-            ("number" if label == "number" else "text",),
-            {name: part.labels for name, part in read.items()},
-        )
-        values = {name: _numbers(part) for name, part in read.items()} if label == "number" else {}
+        numbers = label == "number" or alike
+        classes, labels = ("number" if numbers else "text",), {name: part.labels for name, part in read.items()}
+        values = {name: _numbers(part, alike) for name, part in read.items()} if numbers else {}
         labels |= {name: np.where(np.isnan(found), -1, 0) for name, found in values.items()}
     return {
         name: Texts(
@@ -154,8 +154,10 @@ def load_rows(spec: str, cache: str | Path | None = None) -> list[dict[str, Any]
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
-def _numbers(part: _Read) -> npt.NDArray[np.float32]:
+def _numbers(part: _Read, of_pairs: bool) -> npt.NDArray[np.float32]:
     found = np.full(len(part.written), np.nan, np.float32)
+    if of_pairs and part.pairs is None:  # what a label of a single text says, it does not say of how alike two are
+        return found
     for row, value in enumerate(part.written):
         if value in (None, ""):
             continue
@@ -163,6 +165,8 @@ def _numbers(part: _Read) -> npt.NDArray[np.float32]:
             found[row] = float(value)
         except (TypeError, ValueError) as error:
             raise UserError(f"{part.source}: labels need to be numbers; row {row} has {value!r}") from error
+        if np.isinf(found[row]):
+            raise UserError(f"{part.source}: labels need to be finite numbers; row {row} has {value!r}")
     return found
 
 

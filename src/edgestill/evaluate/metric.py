@@ -27,6 +27,7 @@ class Metric:
             measure that is no mean.
         losses: by which samples are ranked from easy to hard [N].
         batch: samples a call, unless told.
+        joined: what is kept of the samples, where a model was asked for something else: see `Samples.asked`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Metric:
     losses: Callable[[NDArray[np.float32], Any], NDArray[np.float64]]
     higher_is_better: bool = True
     batch: int = 64
+    joined: Callable[[NDArray[np.float32], Any], NDArray[np.float32]] = lambda kept, _samples: kept
 
     def answers(
         self,
@@ -48,17 +50,18 @@ class Metric:
         description: str = "",
     ) -> NDArray[np.float32]:
         """What is kept of a predict function's outputs on every sample, without augmentation, in order."""
-        count, size = len(samples), batch or self.batch
-        order = np.argsort(samples.sizes(expected), kind="stable")  # those of one length together: less is padding
+        asked = samples.asked
+        count, size = len(asked), batch or self.batch
+        order = np.argsort(asked.sizes(expected), kind="stable")  # those of one length together: less is padding
         kept: NDArray[np.float32] | None = None
         starts = range(0, count, size)
         for start in track(starts, description, len(starts)):
             rows = order[start : start + size]
-            part = self.reduce(predict(samples.inputs(rows, expected)), samples, rows)
+            part = self.reduce(predict(asked.inputs(rows, expected)), samples, rows)
             kept = np.empty((count, *part.shape[1:]), part.dtype) if kept is None else kept
             kept[rows] = part
         assert kept is not None
-        return kept
+        return self.joined(kept, samples)
 
 
 def predictor(module: nn.Module, expected: Expected, device: torch.device) -> Predict:

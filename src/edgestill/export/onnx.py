@@ -27,7 +27,8 @@ def export(module: nn.Module, example: Tensor, path: str | Path, names: Sequence
     quantize and dequantize operators (`edgestill.quantize.integer`), as int8 with QuantizeLinear and DequantizeLinear.
 
     `example` is float32 [1 or more, ...]: its first axis is the batch and becomes dynamic, its other axes are fixed.
-    The file's input is `input`, its output `logits`; weights lie inside, and no names of the exporting machine.
+    The file's input is `input`, its output `logits`, or what the module's attribute `output` says; weights lie inside,
+    and no names of the exporting machine.
     Of a text model `example` is int64 [1 or more, inputs, T] with an input for each of `names`: the module takes them
     one by one, [B, T] each, and the length T becomes dynamic too.
     The module is left as it was, its training mode included. An interrupted export leaves no file.
@@ -50,7 +51,7 @@ def export(module: nn.Module, example: Tensor, path: str | Path, names: Sequence
                 inputs,
                 dynamo=True,
                 input_names=[*names] or ["input"],
-                output_names=["logits"],
+                output_names=[getattr(module, "output", "logits")],
                 # a module that takes any number of inputs has one parameter for all of them
                 dynamic_shapes=(tuple(open_axes for _ in inputs),) if names else (open_axes,),
                 verbose=False,

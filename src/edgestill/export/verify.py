@@ -25,15 +25,15 @@ PART = 64  # Samples answered at the smaller batch sizes; all are answered at th
 class Parity:
     """How far an artifact's answers are from its model's.
 
-    `agreement`: share of samples with the same largest class. `max_abs_error`: of the logits, over every batch size
-    tried; NaN where the artifact answers NaN. `divergence`: mean over samples of
-    KL(softmax(model) ‖ softmax(artifact)), in nats.
+    `agreement`: share of samples with the same largest class; of embeddings the mean over samples of the cosine of the
+    two. `max_abs_error`: of the outputs, over every batch size tried; NaN where the artifact answers NaN. `divergence`:
+    mean over samples of KL(softmax(model) ‖ softmax(artifact)), in nats; None of embeddings, which are no classes.
     """
 
     samples: int
     agreement: float
     max_abs_error: float
-    divergence: float
+    divergence: float | None
 
 
 def outputs(
@@ -44,29 +44,32 @@ def outputs(
     return [answer(inputs, largest), *(answer(inputs[:PART], batch) for batch in others)]
 
 
-def parity(expected: np.ndarray, answers: Sequence[np.ndarray], path: str | Path) -> Parity:
-    """How far an artifact's `outputs` are from a model's, [N, C], or [N, T, V] with a sample for each token. UserError
-    where they have another shape."""
+def parity(
+    expected: np.ndarray, answers: Sequence[np.ndarray], path: str | Path, *, embeddings: bool = False
+) -> Parity:
+    """How far an artifact's `outputs` are from a model's, [N, C], or [N, T, V] with a sample for each token; or vectors
+    [N, D], where they are `embeddings`. UserError where they have another shape."""
     whole = answers[0]
     if whole.shape != expected.shape:
         raise UserError(f"{path} answers in shape {whole.shape}, its model in {expected.shape}: it is another model's")
     errors = [np.abs(answered - expected[: len(answered)]).max() for answered in answers]
     return Parity(
         samples=int(np.prod(expected.shape[:-1])),
-        agreement=float((whole.argmax(-1) == expected.argmax(-1)).mean()),
+        agreement=_cosine(expected, whole) if embeddings else float((whole.argmax(-1) == expected.argmax(-1)).mean()),
         max_abs_error=float(np.max(errors)),
-        divergence=_divergence(expected, whole),
+        divergence=None if embeddings else _divergence(expected, whole),
     )
 
 
 def together(parts: Sequence[Parity]) -> Parity:
     """Of several sets of samples, as one."""
     counts = [part.samples for part in parts]
+    divergences = [part.divergence for part in parts if part.divergence is not None]
     return Parity(
         samples=sum(counts),
         agreement=float(np.average([part.agreement for part in parts], weights=counts)),
         max_abs_error=float(np.max([part.max_abs_error for part in parts])),
-        divergence=float(np.average([part.divergence for part in parts], weights=counts)),
+        divergence=float(np.average(divergences, weights=counts)) if divergences else None,
     )
 
 
@@ -139,6 +142,13 @@ def _answer(process: RuntimeProcess, folder: Path, inputs: np.ndarray, batch: in
     with _refusals():
         process.ask(predict=str(folder / "inputs.npy"), output=str(folder / "outputs.npy"), batch=batch)
     return np.asarray(np.load(folder / "outputs.npy"))
+
+
+def _cosine(expected: np.ndarray, outputs: np.ndarray) -> float:
+    first, second = (
+        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (expected, outputs)
+    )
+    return min(1.0, float((first.astype(np.float64) * second).sum(1).mean()))  # 1 + 5e-8 by rounding
 
 
 def _divergence(expected: np.ndarray, outputs: np.ndarray) -> float:

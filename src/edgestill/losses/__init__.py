@@ -14,6 +14,7 @@ from edgestill.losses.logits import binary_kl, cross_entropy, kl, regression, re
 from edgestill.losses.mixtures import jensen_shannon, skewed_kl, skewed_reverse_kl
 from edgestill.losses.multiscale import pyramid, review
 from edgestill.losses.relations import cc, cka, pkt, rkd, sp
+from edgestill.losses.similarities import pair_regression, similarities
 
 Loss = Callable[..., Tensor]
 
@@ -81,12 +82,14 @@ __all__ = [
     "nkd",
     "noise_contrast",
     "nst",
+    "pair_regression",
     "pkt",
     "pyramid",
     "regression",
     "reverse_kl",
     "review",
     "rkd",
+    "similarities",
     "skewed_kl",
     "skewed_reverse_kl",
     "sp",

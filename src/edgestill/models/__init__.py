@@ -1,5 +1,6 @@
 """A model from a spec, what it expects of its input, its weights, and the folder that a student is saved to."""
 
+from edgestill.models.embedding import embed, embedding_of
 from edgestill.models.loading import load_model
 from edgestill.models.model import (
     Expected,
@@ -30,6 +31,8 @@ __all__ = [
     "TextInput",
     "as_inputs",
     "dequantized",
+    "embed",
+    "embedding_of",
     "example",
     "flops",
     "forward",

@@ -45,8 +45,9 @@ def _explained(name: str, what: str) -> Iterator[None]:
 def text_model(
     name: str, head: str, classes: Sequence[str], options: dict[str, Any], trust: bool, dtype: str = "float32"
 ) -> tuple[nn.Module, Any, tuple[str, ...]]:
-    """A text model with its tokenizer, as it is saved; without a classifier, with a new one for `classes`. Also the
-    names of the parameters that are new. `dtype`: of all, from the first; `auto` is the file's own."""
+    """A text model with its tokenizer, as it is saved; without a classifier, with a new one for `classes`. That of
+    an embedding is the bare model, whose tokens are still to be pooled. Also the names of the parameters that are new.
+    `dtype`: of all, from the first; `auto` is the file's own."""
     library = transformers()
     verbosity = library.utils.logging.get_verbosity()
     library.utils.logging.set_verbosity_error()  # a new classifier is no warning: whether it is fitted is checked
@@ -54,7 +55,9 @@ def text_model(
         with _explained(name, "text model"):
             config = library.AutoConfig.from_pretrained(name, trust_remote_code=trust)
             if head == "tokens":
-                kind, more = library.AutoModelForCausalLM, {}
+                kind, more = library.AutoModelForCausalLM, dict[str, Any]()
+            elif head == "embedding":
+                kind, more = library.AutoModel, {}
             else:
                 kind, more = library.AutoModelForSequenceClassification, _labels(config, head, classes)
             given = options | {"dtype": dtype, "output_loading_info": True}

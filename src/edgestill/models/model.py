@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgestill.models.embedding import TAP, embedding_of
 from edgestill.models.text_input import TextInput
 
 
@@ -51,7 +52,8 @@ def to_device(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def forward(module: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """Logits [B, C], or [B, T, V] of tokens, of a plain module or of one that returns an object with `.logits`.
+    """Logits [B, C], or [B, T, V] of tokens, of a plain module or of one that returns an object with `.logits`; of an
+    embedder, vectors [B, D].
 
     `inputs`: images [B, C, H, W], token ids [B, T] that are all valid, or a text model's inputs by name.
     """
@@ -100,6 +102,7 @@ class _LogitsOfText(nn.Module):
     def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.module, self.names = module, names
+        self.output = TAP if embedding_of(module) is not None else "logits"
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return forward(self.module, dict(zip(self.names, inputs, strict=True)))
@@ -107,7 +110,7 @@ class _LogitsOfText(nn.Module):
 
 def plain_logits(model: Model) -> nn.Module:
     """The module itself, or, of a Hugging Face model, one around it that takes the inputs one by one and puts out
-    logits: what is exported."""
+    logits, or one vector a text: what is exported."""
     if isinstance(model.input, TextInput):
         return _LogitsOfText(model.module, model.input.names)
     return _LogitsOf(model.module) if hasattr(model.module, "save_pretrained") else model.module

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from edgestill.models.embedding import embedding_of
 from edgestill.models.hugging_face import transformers
-from edgestill.models.model import Expected, Model
+from edgestill.models.model import Expected, Model, example, forward
+from edgestill.models.sentence_transformers import write_layout
 from edgestill.models.text_input import TextInput
 from edgestill.models.weights import load_weights
 
@@ -20,7 +22,8 @@ STUDENT_FILE = "edgestill.json"
 
 def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
     """Writes a folder that loads without edgestill: safetensors with the model's file or timm name, or a Hugging Face
-    folder; beside it edgestill.json with the input's normalisation and the class names."""
+    folder, of an embedder with what sentence-transformers reads beside; and edgestill.json with the input's
+    normalisation and the class names."""
     folder.mkdir(parents=True, exist_ok=True)
     spec = model.spec
     if isinstance(model.input, TextInput):
@@ -29,6 +32,8 @@ def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
         transformers()
         model.module.save_pretrained(folder)  # type: ignore[operator]
         spec = "hf:."
+        if isinstance(model.input, TextInput) and (embedding := embedding_of(model.module)) is not None:
+            write_layout(folder, embedding.pooling, _width(model), model.input.length)
     else:
         save_weights(model.module, folder / "model.safetensors")
     if ".py:" in spec:
@@ -60,6 +65,13 @@ def save_weights(module: nn.Module, path: Path) -> None:
         for name, tensor in module.state_dict().items()
     }
     save_file(state, path)
+
+
+@torch.no_grad()
+def _width(model: Model) -> int:
+    """Of what an embedder puts out."""
+    device = next(model.module.parameters()).device
+    return int(forward(model.module, example(model.input, 1).to(device)).shape[-1])
 
 
 def _written(expected: Expected) -> dict[str, Any]:

@@ -11,17 +11,19 @@ from torch import nn
 
 from edgestill.errors import UserError, first_line
 from edgestill.functions import model_of
+from edgestill.models.embedding import embed
 from edgestill.models.hugging_face import text_model, transformers
 from edgestill.models.model import Model
 from edgestill.models.precision import Precision, lower
 from edgestill.models.saving import STUDENT_FILE
+from edgestill.models.sentence_transformers import written_layout
 from edgestill.models.text_input import INPUTS, TextInput
 from edgestill.models.weights import load_weights, refuse_nonfinite
 from edgestill.paths import exists
 
-Head = Literal["classes", "number", "tokens"]
-"""What a text model puts out: a logit a class, one number, or logits over the vocabulary for each token."""
-LENGTH = {"classes": 512, "number": 512, "tokens": 256}
+Head = Literal["classes", "number", "tokens", "embedding"]
+"""What a text model puts out: a logit a class, one number, logits over the vocabulary for each token, or one vector."""
+LENGTH = {"classes": 512, "number": 512, "tokens": 256, "embedding": 512}
 """Tokens of a sample where neither the recipe nor the model says fewer."""
 LOADED = {"float32": "float32", "bf16": "bfloat16", "int8": "auto"}
 """What a model is read as, of each precision: never as more than it is to be, or than its file holds."""
@@ -45,7 +47,8 @@ def load_text_model(
     Args:
         spec: `hf:folder-or-id`; `file.py:function`, which returns a module or a module and its tokenizer, and is called
             with `options`, and with `num_classes` and `vocab_size` where it takes them; or a folder of `save_student`.
-        head: what it puts out. A Hugging Face model without a classifier gets one, which is still to be fitted.
+        head: what it puts out. A Hugging Face model without a classifier gets one, which is still to be fitted. An
+            embedder's tokens are pooled as sentence-transformers' files beside it say, and averaged without any.
         classes: names of the data's classes, for such a classifier.
         pairs: whether samples are two texts.
         length: most tokens of a sample, in place of what the model allows.
@@ -57,12 +60,16 @@ def load_text_model(
     Raises UserError for a model without a tokenizer, or with one that has more ids than the model has embeddings.
     """
     options, fresh = dict(options or {}), tuple[str, ...]()
-    outputs = 1 if head == "number" else len(classes)
+    outputs = {"number": 1, "embedding": None}.get(head, len(classes))
+    usual, pooling = LENGTH[head], None
     if exists(Path(spec) / STUDENT_FILE):
         spec, own_options, weights, tokenizer = _saved(Path(spec), weights, tokenizer)
         options = own_options | options
     if spec.startswith("hf:"):
         module, own, fresh = text_model(spec[3:], head, classes, options, trust_remote_code, LOADED[precision])
+        if head == "embedding":
+            pooling, most = written_layout(spec[3:])
+            usual = min(usual, most or usual)
     elif ".py:" in spec:
         module, own = _from_function(spec, options, outputs, tokenizer)
     else:
@@ -76,7 +83,9 @@ def load_text_model(
     elif spec.startswith("hf:"):
         refuse_nonfinite(module, module.state_dict(), spec)
     lower(module, precision, spec)
-    expected = text_input(module, tokenizer, spec, LENGTH[head], pairs, length)
+    expected = text_input(module, tokenizer, spec, usual, pairs, length)
+    if head == "embedding":
+        embed(module, pooling or "mean")
     return Model(module, spec, options, expected, fresh=fresh)
 
 
@@ -118,7 +127,7 @@ def text_input(module: nn.Module, tokenizer: Any, spec: str, usual: int, pairs: 
     return TextInput(tokenizer, length or min(usual, most), names, _fingerprint(tokenizer))
 
 
-def _from_function(spec: str, options: dict[str, Any], outputs: int, tokenizer: Any) -> tuple[nn.Module, Any]:
+def _from_function(spec: str, options: dict[str, Any], outputs: int | None, tokenizer: Any) -> tuple[nn.Module, Any]:
     vocabulary = len(tokenizer) if tokenizer is not None else None
     made = model_of(spec, {"num_classes": outputs, "vocab_size": vocabulary}, options)
     module, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)

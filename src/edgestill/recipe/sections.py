@@ -215,7 +215,10 @@ class Distill(Section):
         "kl", description="D of the soft part; none leaves it out."
     )
     alpha: Fraction = Field(0.9, description="Weight of the teacher: (1 − alpha)·CE + alpha·D.")
-    temperature: Rate = Field(4.0, description="T of the soft part, which includes the factor T².")
+    temperature: Rate = Field(
+        4.0,
+        description="T of the soft part, which includes the factor T²; 1 for language models, 0.05 for embeddings.",
+    )
     standardize: bool = Field(False, description="Both sides' logits as z-scores before the loss.")
     options: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the loss.")
     terms: list[Term] = Field(default_factory=list, description="Losses over taps, added with their weights.")
@@ -241,7 +244,10 @@ class Phase(Section):
     )
 
 
-def default_phases() -> list[Phase]:
+def default_phases(task: str = "") -> list[Phase]:
+    """Those of a task. Texts to embed may have no labels, to order them by or to learn from without a teacher."""
+    if task == "sentence-embedding":
+        return [Phase(name="distill", share=1.0)]
     return [
         Phase(name="warmup", share=0.2, order="easiest-first"),
         Phase(name="distill", share=0.6),
@@ -307,9 +313,13 @@ class Quantize(Section):
 
 
 class Verify(Section):
-    samples: Count = Field(1000, description="Real images on which each file is compared with the student.")
-    max_abs_error: Positive = Field(1e-3, description="Largest difference of a logit that a float32 file may have.")
-    agreement: Fraction = Field(0.9, description="Least share of images on which a file of less precision agrees.")
+    samples: Count = Field(1000, description="Real samples on which each file is compared with the student.")
+    max_abs_error: Positive = Field(1e-3, description="Largest difference of an output that a float32 file may have.")
+    agreement: Fraction = Field(
+        0.9,
+        description="Least share of samples on which a file of less precision agrees; of embeddings the least mean "
+        "cosine of the file's and the student's.",
+    )
 
 
 class Bench(Section):

@@ -62,7 +62,8 @@ TRAINED = ("onnx-int8", "executorch-int8", "litert-int8")
 RUNTIMES = {"onnxruntime": "onnx", "executorch": "executorch", "openvino": "openvino", "litert": "litert"}
 """What runs the files of a format."""
 EMULATED = "qemu-aarch64"
-IMAGES, TEXTS = ("image-classification",), ("text-classification", "language-modeling", "instruction")
+IMAGES = ("image-classification",)
+TEXTS = ("text-classification", "sentence-embedding", "language-modeling", "instruction")
 TEXT_FORMATS = ("onnx", "onnx-int8-dynamic")
 """Formats that text models are exported to."""
 SCORERS = (

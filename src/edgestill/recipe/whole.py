@@ -47,9 +47,9 @@ from edgestill.recipe.values import (
 class Recipe(Section):
     """A run, whole: what to distil from what on which data, how, and what must come out."""
 
-    task: Literal["image-classification", "text-classification", "language-modeling", "instruction"] = Field(
-        description="What the model does."
-    )
+    task: Literal[
+        "image-classification", "text-classification", "sentence-embedding", "language-modeling", "instruction"
+    ] = Field(description="What the model does.")
     data: Annotated[Data, BeforeValidator(lambda v: {"source": v} if isinstance(v, str) else v)] = Field(
         description="Splits; `data: DIR` is short for `data: {source: DIR}`.",
         json_schema_extra=lambda schema: schema.update(anyOf=[{"$ref": schema.pop("$ref")}, {"type": "string"}]),
@@ -65,7 +65,7 @@ class Recipe(Section):
     phases: list[Phase] = Field(
         default_factory=default_phases,
         description="Stretches of the training, in order: by default warmup 0.2 (easiest-first), distill 0.6 and "
-        "finetune 0.2 (alpha 0, no terms).",
+        "finetune 0.2 (alpha 0, no terms); for sentence-embedding distill alone.",
     )
     train: Train = Field(default_factory=Train, description="How the student's arms are trained.")
     skills: dict[str, Skill] = Field(
@@ -96,6 +96,9 @@ class Recipe(Section):
         if given["task"] in ("language-modeling", "instruction"):
             distill = {"temperature": 1.0}
         made = given | {"export": given.get("export", [*TEXT_FORMATS])}
+        if given["task"] == "sentence-embedding":
+            distill = {"temperature": 0.05}
+            made["phases"] = given.get("phases", default_phases(given["task"]))
         for key, defaults in (("train", usual | {"clip": 1.0}), ("distill", distill)):
             if isinstance(given.get(key, {}), dict):
                 made[key] = defaults | given.get(key, {})
@@ -136,8 +139,10 @@ class Recipe(Section):
         if any(phase.fake_quantize for phase in self.phases):
             raise ValueError("phases: fake_quantize is for images; onnx-int8-dynamic needs no training")
         numbers = data.label == "number"
-        if numbers and self.task != "text-classification":
+        if numbers and self.task not in ("text-classification", "sentence-embedding"):
             raise ValueError("data.label: number is for text-classification")
+        if self.task == "sentence-embedding":
+            return self._of_embeddings()
         if numbers and self.distill.loss not in ("regression", "none"):
             loss = self.distill.loss
             raise ValueError(f"distill.loss: labels are numbers, for which it is regression or none; {loss} came")
@@ -145,6 +150,30 @@ class Recipe(Section):
             raise ValueError("train.label_smoothing: labels are numbers, which are not smoothed")
         if self.task != "text-classification" and data.labels_per_class is not None:
             raise ValueError(f"data.labels_per_class: {self.task} has no labels")
+        return self
+
+    def _of_embeddings(self) -> "Recipe":
+        train, data = self.train, self.data
+        if train.accumulate > 1:
+            raise ValueError(
+                "train.accumulate: sentence-embedding compares the texts of a whole batch, which pieces of it are not: "
+                f"it needs 1; {train.accumulate} came"
+            )
+        if train.batch_size < 3:
+            raise ValueError(
+                "train.batch_size: sentence-embedding compares the texts of a batch: at least 3; "
+                f"{train.batch_size} came"
+            )
+        for name, given in (
+            ("train.label_smoothing", train.label_smoothing),
+            ("data.labels_per_class", data.labels_per_class),
+            ("teacher.classes", self.teacher.classes),
+        ):
+            if given:
+                raise ValueError(f"{name}: is for classes, which sentence-embedding has none of")
+        terms = [*self.distill.terms, *(term for phase in self.phases for term in phase.terms or ())]
+        if any(term.loss == "crd" for term in terms):
+            raise ValueError("crd: it remembers samples of one text; a sample of sentence-embedding may be two")
         return self
 
     @model_validator(mode="after")
@@ -293,7 +322,9 @@ def _student_name(student: Student, place: int) -> str:
 
 
 def _raw(recipe: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    phases = [phase.model_dump(exclude_none=True) for phase in default_phases()]
+    def phases(raw: dict[str, Any]) -> list[dict[str, Any]]:
+        return [phase.model_dump(exclude_none=True) for phase in default_phases(str(raw.get("task")))]
+
     return read(recipe, overrides, {"phases": phases})
 
 

@@ -183,7 +183,7 @@ def explained(result: dict[str, Any]) -> str:
     return " ".join(said)
 
 
-def remarks(result: dict[str, Any]) -> list[str]:
+def remarks(result: dict[str, Any], of: Metric) -> list[str]:
     """Sentences below the table: how and where costs were measured, and the check on emulated ARM."""
     artifacts = result.get("artifacts") or []
     said = []
@@ -203,22 +203,22 @@ def remarks(result: dict[str, Any]) -> list[str]:
         hardware = (result.get("bench") or {}).get("hardware") or {}
         what = ", ".join(str(hardware[key]) for key in ("cpu", "machine") if hardware.get(key))
         said.append(f"Latency, throughput and memory were measured on {host(result)}{f' ({what})' if what else ''}.")
-    return said + _emulated(artifacts)
+    return said + _emulated(artifacts, of)
 
 
-def _emulated(artifacts: list[dict[str, Any]]) -> list[str]:
+def _emulated(artifacts: list[dict[str, Any]], of: Metric) -> list[str]:
     checked = [
         (words.artifact_name(artifact), artifact["emulated"]) for artifact in artifacts if artifact.get("emulated")
     ]
     if not checked:
         return []
     each = ", ".join(
-        f"{name} {words.agreement(there.get('agreement'))} (max error {words.error(there.get('max_abs_error'))})"
+        f"{name} {words.agreement(there.get('agreement'), of)} (max error {words.error(there.get('max_abs_error'))})"
         for name, there in checked
     )
     _, first = checked[0]
     return [
-        f"On an emulated ARM processor ({first.get('runtime')}), agreement with this host’s answers on "
+        f"On an emulated ARM processor ({first.get('runtime')}), {of.agreement} with this host’s answers on "
         f"{words.whole(first.get('samples'))} images: {each}."
     ]
 
@@ -266,7 +266,7 @@ def _row(
         "about": about,
         "quality": words.quality(quality, of),
         "retained": words.NONE if name == "teacher" else retained(quality, reference, of),
-        "agreement": words.agreement(model.get("agreement")),
+        "agreement": words.agreement(model.get("agreement"), of),
         "max_error": words.error(model.get("max_abs_error")),
         "same": False,
         "cost": [column.write(column.read(model)) for column in costs],

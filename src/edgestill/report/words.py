@@ -14,12 +14,14 @@ MUTED = "#5f6670"
 
 
 class Metric(NamedTuple):
-    """What quality means in this run. `percent`: written as % and differences in points."""
+    """What quality means in this run. `percent`: written as % and differences in points; `agreement`: how near a file's
+    answers are to the student's, a share of samples or of embeddings their mean `cosine`."""
 
     name: str
     higher_is_better: bool
     chance: float
     percent: bool
+    agreement: str = "agreement"
 
 
 class Role(NamedTuple):
@@ -52,6 +54,7 @@ def metric(result: dict[str, Any]) -> Metric:
         higher_is_better=higher,
         chance=float(described.get("chance") or 0.0),
         percent=higher and (quality is None or abs(quality) <= 1),
+        agreement=str(described.get("agreement", "agreement")),
     )
 
 
@@ -116,10 +119,12 @@ def percent(value: Any, digits: int = 1) -> str:
     return signed(f"{100 * value:.{digits}f}{GAP}%") if known(value) else NONE
 
 
-def agreement(value: Any) -> str:
-    """Never rounded up to 100 %: 0.9996 -> "99.96 %"."""
+def agreement(value: Any, of: Metric) -> str:
+    """Never rounded up to 100 %: 0.9996 -> "99.96 %"; a cosine as "0.9996"."""
     if not known(value):
         return NONE
+    if of.agreement == "cosine":
+        return f"{math.floor(round(value, 6) * 1e4) / 1e4:.4g}"
     return f"100{GAP}%" if value == 1 else f"{math.floor(value * 1e4) / 100:.4g}{GAP}%"
 
 

@@ -85,6 +85,10 @@ class ImageSamples:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def asked(self) -> "ImageSamples":
+        return self
+
     def at(self, rows: NDArray[np.int64], fingerprint: str) -> "ImageSamples":
         return replace(self, images=self.images.at(rows, fingerprint))
 

@@ -51,6 +51,18 @@ class Batch(Protocol):
         """Which tokens [B, T] are no padding; None where samples have none."""
 
 
+class Asked(Protocol):
+    """What a model is asked about, one by one."""
+
+    def __len__(self) -> int: ...
+
+    def inputs(self, indices: NDArray[np.int64], expected: Any) -> NDArray[Any]:
+        """The chosen samples, without augmentation, as an artifact takes them."""
+
+    def sizes(self, expected: Any) -> NDArray[np.int64]:
+        """How long each sample is for a model [N]; all 0 where they are of one shape."""
+
+
 class Samples(Split, Protocol):
     """A split as a task sees it."""
 
@@ -59,8 +71,6 @@ class Samples(Split, Protocol):
     ) -> Batch:
         """The views of `indices` [B] in `epochs` [B]: a pure function of (seed, epoch, index) row by row."""
 
-    def inputs(self, indices: NDArray[np.int64], expected: Any) -> NDArray[Any]:
-        """The chosen samples, without augmentation, as an artifact takes them."""
-
-    def sizes(self, expected: Any) -> NDArray[np.int64]:
-        """How long each sample is for a model [N]; all 0 where they are of one shape."""
+    @property
+    def asked(self) -> Asked:
+        """The samples themselves, or, of samples of two texts that are embedded apart, each different text once."""

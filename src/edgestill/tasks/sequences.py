@@ -38,6 +38,10 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def asked(self) -> "Sequences":
+        return self
+
     def at(self, rows: NDArray[np.int64], fingerprint: str) -> "Sequences":
         return replace(self, texts=self.texts.at(rows, fingerprint), _encoded={})
 

@@ -49,6 +49,10 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @property
+    def asked(self) -> "Blocks":
+        return self
+
     def at(self, rows: NDArray[np.int64], fingerprint: str) -> "Blocks":
         return replace(self, starts=self.starts[rows], ends=self.ends[rows], fingerprint=fingerprint)
 

@@ -27,7 +27,8 @@ def reference() -> str:
             default = "required" if name in required else _default(field)
             rows.append(f"| `{name}` | {_type(field)} | {default} | {field.get('description', '')} |")
             if target := _target(field):
-                inner.append((f"{title}.{name}" if title else name, target))
+                path = f"{title}.{name}" if title else name
+                inner.append((f"{path}.NAME" if _values(field) else path, target))
         sections.append("\n".join([f"## {title or 'Top level'}", "", *rows]) + "\n")
         for path, target in inner:
             add(path, schema["$defs"][target])
@@ -37,12 +38,18 @@ def reference() -> str:
 
 
 def _target(field: dict[str, Any]) -> str | None:
-    """The section that a field holds, alone, in a list or beside null."""
-    for part in (field, field.get("items", {}), *field.get("anyOf", []), *field.get("allOf", [])):
+    """The section that a field holds, alone, in a list, by name or beside null."""
+    for part in (field, field.get("items", {}), _values(field), *field.get("anyOf", []), *field.get("allOf", [])):
         for place in (part, part.get("items", {})):
             if "$ref" in place:
                 return str(place["$ref"]).rpartition("/")[2]
     return None
+
+
+def _values(field: dict[str, Any]) -> dict[str, Any]:
+    """What stands behind names of the user's own."""
+    values = field.get("additionalProperties")
+    return values if isinstance(values, dict) else {}
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -57,6 +64,8 @@ def _type(field: dict[str, Any]) -> str:
     if "%" in field.get("pattern", ""):
         return "percentage"
     kind = field.get("type", "any")
+    if "$ref" in _values(field):
+        return "sections by name"
     if kind == "array":
         return f"list of {_type(field.get('items', {}))}"
     return {"integer": "whole number", "string": "text", "boolean": "true or false", "object": "keys"}.get(kind, kind)

@@ -22,8 +22,8 @@ from edgestill.recipe import load_recipe
 from edgestill.students.lora import Lora, adapted, targets_of
 from edgestill.taps import record
 from edgestill.train import Options, _optimizer
-from test_texts import CLASSES, TOKENS, written
 from test_texts_refused import PLAIN
+from text_recipes import CLASSES, TOKENS, written
 
 pytest.importorskip("peft", reason="adapters are peft's")
 

@@ -39,17 +39,19 @@ _operators = _complete_torchvision()  # they last as long as this name
 LONGEST = (
     "test_formats.py",
     "test_run.py",
-    "test_texts.py",
     "test_processes.py",
-    "test_texts_tokens.py",
-    "test_texts_chat.py",
-    "test_python_code.py",
-    "test_bench_remote.py",
+    "test_texts.py",
+    "test_transfer.py",
     "test_export_executorch.py",
+    "test_python_code.py",
     "test_quantize_phase.py",
+    "test_bench_remote.py",
     "test_formats_refused.py",
-    "test_emulated.py",
     "test_export_litert.py",
+    "test_texts_chat.py",
+    "test_texts_tokens.py",
+    "test_simkd.py",
+    "test_emulated.py",
 )
 """The files that take longest go first, so that of two workers none has one left at the end."""
 

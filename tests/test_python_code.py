@@ -14,8 +14,8 @@ from edgestill.recipe import load_recipe
 SMALL = [
     "teacher.options={width: 32, layers: 1, heads: 2}",
     "student.options={width: 16, layers: 1, heads: 2}",
-    "teacher.fit.epochs=2",
-    "train.epochs=0.1",
+    "teacher.fit.epochs=1",
+    "train.epochs=0.05",
     "export=[onnx]",
     "budget={}",
 ]
@@ -36,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             lambda name, *more: str(folder / "python") if name == "stdlib" else get_path(name, *more),
         )
         patch.setenv("EDGESTILL_CACHE", str(folder / "cache"))
-        for name, more in (("first", []), ("second", ["train.epochs=0.15"])):
+        for name, more in (("first", []), ("second", ["train.epochs=0.1"])):
             made = load_recipe("python-code", [*SMALL, *more])
             job.run(made, folder / name, track=progress.silent, deliver_files=name == "first")
     return folder / "first", folder / "second"

@@ -21,7 +21,6 @@ from edgestill.run import run
 
 SMALL = ["train.epochs=1", "compare.seeds=1", "teacher.fit.epochs=4", "phases=[{name: only, share: 1}]"]
 DIGITS = builtin()["digits"].parent / "digits.py"
-pytestmark = pytest.mark.usefixtures("bare")
 
 
 def trained(out: Path, *sets: str) -> dict:
@@ -43,6 +42,7 @@ def teacher_weights(tmp_path_factory, bare_runs) -> str:
 
 
 @pytest.mark.parametrize("loss", sorted(set(TERM_LOSSES) - {"attention_kl", "attention_relation"}))
+@pytest.mark.usefixtures("bare")
 def test_the_student_of_every_term_is_the_plain_one(loss, tmp_path, teacher_weights):
     trained(
         tmp_path / "run",
@@ -66,6 +66,7 @@ def assemble_input():
 
 
 @pytest.mark.parametrize("loss", [*SOFT_LOSSES, "none"])
+@pytest.mark.usefixtures("bare")
 def test_every_soft_loss_trains_from_a_recipe(loss, tmp_path, teacher_weights):
     sets = [f"distill.loss={loss}", "distill.alpha=0.5", "compare.baseline=false", "train.epochs=0.5"]
     trained(tmp_path / "run", teacher_weights, *sets)
@@ -104,6 +105,7 @@ def test_an_auto_map_without_a_student_that_has_learned_is_refused(capsys, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_student_with_weights_has_its_auto_map_measured_before_any_training(tmp_path, teacher_weights):
     trained(tmp_path / "first", teacher_weights)
     weights = f"student.weights={tmp_path / 'first' / 'student' / 'model.safetensors'}"
@@ -113,6 +115,7 @@ def test_a_student_with_weights_has_its_auto_map_measured_before_any_training(tm
     assert job.maps[0].similarity is not None
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_map_waits_for_a_teacher_that_is_fitted_first(tmp_path, teacher_weights):
     trained(tmp_path / "first", teacher_weights)
     weights = f"student.weights={tmp_path / 'first' / 'student' / 'model.safetensors'}"
@@ -123,6 +126,7 @@ def test_a_map_waits_for_a_teacher_that_is_fitted_first(tmp_path, teacher_weight
     assert fitted["layer_maps"][0]["similarity"] == given["layer_maps"][0]["similarity"]
 
 
+@pytest.mark.usefixtures("bare")
 def test_the_classifier_that_is_frozen_does_not_stand_in_the_way_of_a_balanced_term(tmp_path, teacher_weights):
     sets = ["student.classifier=teacher", "distill.terms=[{loss: hint, map: direct, weight: balanced}]"]
     trained(tmp_path / "run", teacher_weights, *sets, "compare.baseline=false")
@@ -166,6 +170,7 @@ def test_first_last_and_every_nth_reach_the_terms(teacher_weights):
         assert [found.teacher for found in job.terms.values()] == [expected]
 
 
+@pytest.mark.usefixtures("bare")
 def test_the_teachers_classifier_stays_in_the_student_and_the_baseline_has_its_own(tmp_path, teacher_weights):
     sets = ["student.classifier=teacher", "distill={alpha: 1, loss: none, terms: [{loss: hint, map: direct}]}"]
     result = trained(tmp_path / "run", teacher_weights, *sets, "train.epochs=6")
@@ -184,6 +189,7 @@ def test_the_teachers_classifier_stays_in_the_student_and_the_baseline_has_its_o
     assert result["student"]["parameters"] > 100_000  # the projector and the classifier count
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_teacher_of_more_classes_is_read_at_those_that_the_data_has(tmp_path, teacher_weights):
     """Of ten digits, the data has three, in another order."""
     (tmp_path / "three.py").write_text(
@@ -246,6 +252,7 @@ def student(num_classes=10):
 """
 
 
+@pytest.mark.usefixtures("bare")
 def test_attention_goes_from_transformer_to_transformer_and_blocks_from_one_to_a_convolutional_student(tmp_path):
     (tmp_path / "vit.py").write_text(VIT)
     fitted = "teacher.fit={epochs: 6, batch_size: 64, lr: 0.003, optimizer: adamw}"

@@ -552,7 +552,7 @@ def test_a_teacher_that_pools_otherwise_is_another_kept_teacher(teacher: Path, t
     kept = []
     for pooling in ("mean", "cls"):
         write_layout(folder, pooling, 16, 40)
-        kept.append(arms._kept_teacher(assemble(load_recipe(written(tmp_path), [fitted]), progress.silent)))
+        kept.append(arms._same_teacher(assemble(load_recipe(written(tmp_path), [fitted]), progress.silent)))
     assert kept[0] != kept[1]
 
 

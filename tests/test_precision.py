@@ -30,7 +30,7 @@ from edgestill.students.depth import blocks_of, shallower
 from edgestill.taps import found
 from edgestill.tasks.sequences import Sequences
 from edgestill.teachers.online import OnlineTeacher
-from test_texts import CLASSES, NETS, TOKENS, written
+from text_recipes import CLASSES, NETS, TOKENS, written
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -272,7 +272,7 @@ def test_signals_are_in_float32(tmp_path: Path, precision: str) -> None:
 def test_a_kept_teacher_serves_every_precision(tmp_path: Path) -> None:
     recipe = written(tmp_path, CLASSES)
     kept = {
-        arms._kept_teacher(assemble(load_recipe(recipe, [f"teacher.precision={one}"]), progress.silent))
+        arms._same_teacher(assemble(load_recipe(recipe, [f"teacher.precision={one}"]), progress.silent))
         for one in ("float32", "bf16", "int8")
     }
     assert len(kept) == 1

@@ -8,19 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from edgestill import load_recipe, progress
 from edgestill import run as job
 from edgestill.cli import main
 from edgestill.errors import UserError
-from edgestill.evaluate.likelihood import continuations, whole
+from edgestill.evaluate.likelihood import continuations, token_ids, whole
 from edgestill.evaluate.metric import predictor
 from edgestill.evaluate.numbers import last_number, same_number, same_text
 from edgestill.evaluate.paired import over_redraws
 from edgestill.evaluate.skill import Skill, filled, right_choice
-from edgestill.evaluate.skills import check, measure
+from edgestill.evaluate.skills import Found, check, cut, measure
 from edgestill.evaluate.writing import LanguageModel, answers, drafting, prompt_ids
 from edgestill.models import load_text_model
+from edgestill.skills import _judged
 from small_sums import asked, tokenizer
 
 SUMS = Path(__file__).with_name("small_sums.py")
@@ -134,6 +137,16 @@ def test_a_long_text_is_read_piece_by_piece(asked_model: tuple[torch.nn.Module, 
         ("3 + 4 is 7.", 7),
         ("she pays $1,234.50 in all", 1234.5),
         ("12 apples\n#### 13\nQuestion: 99", 13),
+        ("#### 18 dollars for 7 days", 18),
+        ("5 - 3", 3),
+        ("Answer:\n- 5 apples", 5),
+        ("in 2019-12", 12),
+        ("(3,4)", 4),
+        ("1e5", 1e5),
+        ("no apples.12", 12),
+        ("3/4 of it", 0.75),
+        ("\\boxed{\\frac{1}{4}}", 0.25),
+        ("1/0", None),
         ("so \\boxed{-5} it is, of 8", -5),
         ("minus −2", -2),
         (".5", 0.5),
@@ -149,6 +162,7 @@ def test_numbers_and_texts_are_compared_by_what_they_say() -> None:
     assert same_number("it is 39", "39.0")
     assert not same_number("it is 39 or 40", "39.0")
     assert not same_number("no idea", "39.0")
+    assert not same_number("1000001", "1000000")
     assert same_text("  The  Cat.\nThe dog", "the cat")
     assert not same_text("the dog", "the cat")
 
@@ -256,6 +270,10 @@ def test_bits_and_perplexity_are_those_of_the_blocks(asked_model: tuple[torch.nn
         ({"choices": ["a", "b"], "answer": "B"}, 1),
         ({"choices": ["x", "y"], "answer": "y"}, 1),
         ({"choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": "1"}, 0),
+        ({"choices": {"text": ["4", "1"], "label": ["1", "2"]}, "answer": "1"}, 0),
+        ({"choices": ["8", "2", "24", "120"], "answer": 2}, 2),
+        ({"choices": ["8", "2", "24", "120"], "answer": "2"}, 1),
+        ({"choices": ["8", "2"], "answer": 8}, 0),
     ],
 )
 def test_the_right_choice_is_named_in_several_ways(row: dict, expected: int) -> None:
@@ -273,11 +291,55 @@ def test_the_right_choice_is_named_in_several_ways(row: dict, expected: int) -> 
         (skill("instructions"), "instruction_id_list"),
         (Skill("s", "bits-per-byte", [{"words": "a"}], "rows"), "needs a column 'text'"),
         (Skill("s", "bits-per-byte", [{"text": None}], "rows"), "row 0 has no text"),
+        (Skill("s", "bits-per-byte", [{"text": ""}], "rows"), "rows has no text"),
+        (Skill("s", "exact-text", [{"question": None, "answer": "a"}], "rows"), "column 'question' is empty .row 0"),
+        (Skill("s", "exact-text", [{"question": "q", "answer": "..."}], "rows"), "compares a line of letters"),
+        (skill(lambda reply, row: int(reply)), "scorer: fails for ''"),
+        (skill(lambda reply, row: 5), "a number in 0…1; 5.0 came"),
+        (skill("exact-number", shots=[{"first": 1}], examples="others"), "filled from others"),
+        (
+            Skill("s", "instructions", [{"prompt": "p", "instruction_id_list": ["x"], "kwargs": [3]}], "rows"),
+            "an object an instruction",
+        ),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(given: Skill, said: str) -> None:
     with pytest.raises(UserError, match=said):
         check(given)
+
+
+def test_prompts_that_are_too_long_are_counted(asked_model: tuple[torch.nn.Module, LanguageModel]) -> None:
+    expected = asked_model[1].expected
+    rows = [{"question": "1" * count, "answer": "1", "choices": ["1", "22"]} for count in (10, 21, 22, 23, 24, 30)]
+    assert cut(Skill("s", "exact-number", rows, "rows", tokens=3), expected) == 4
+    assert cut(Skill("s", "multiple-choice", rows, "rows", between=""), expected) == 2
+
+
+def test_a_reply_ends_where_the_teacher_ends_its_turns(asked_model: tuple[torch.nn.Module, LanguageModel]) -> None:
+    _, model = asked_model
+    (free,) = answers(model, ids_of(model, ["3+4="]), 12)
+    ended = replace(model, ends=frozenset(tokenizer()(free[4]).input_ids))
+    assert answers(ended, ids_of(model, ["3+4="]), 12) == [free[: free.index(free[4])]]
+
+
+def test_a_continuation_is_tokenized_with_what_stands_before_it() -> None:
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "ab": 2, "?": 3}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    made = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="?", pad_token="?")
+    expected = replace(model_of(0)[1].expected, tokenizer=made)
+    model = LanguageModel(lambda _: np.zeros(0, np.float32), expected, 4)
+    assert token_ids(model, ("a b", " ab")) == ([0, 1, 2], 2)
+    assert token_ids(model, ("", "b")) == ([3, 1], 1)
+
+
+def test_shares_are_drawn_in_pairs() -> None:
+    scores = (np.arange(60) % 2).astype(float)
+    found = Found(scores, np.ones(60), 0.0, [], [])
+    same = {"scores": scores.tolist(), "weights": [1.0] * 60}
+    judged = _judged(Skill("s", "exact-number", [], "rows"), found, same)
+    assert judged["retained"] == 1
+    assert judged["retained_interval"] == (1, 1), "of the same answers in every draw"
+    assert judged["interval"][0] < 0.45
 
 
 def test_a_template_takes_columns_and_their_parts() -> None:
@@ -380,6 +442,14 @@ def test_skills_are_changed_on_a_trained_run(run: Path, tmp_path: Path, capsys: 
     assert main(["evaluate", str(run), "--quiet", "--set=budget={keep: {odd: 1.0, sums: 1.0}}"]) == 3
     assert "MISSED" in capsys.readouterr().out
     assert main(["evaluate", str(run), "--quiet", "--set=train.lr=1"]) == 2
+    before = result_of(run)
+    hard = ["--set=budget={keep: {odd: 0.5}}", "--set=skills.odd.prompt='7'", "--set=skills.odd.tokens=1"]
+    (run.parent / "never.py").write_text("def score(reply, row):\n    return 0\n")
+    hard.append(f"--set=skills.odd.scorer={run.parent / 'never.py'}:score")
+    assert main(["evaluate", str(run), "--quiet", *hard]) == 2
+    assert "cannot be kept" in capsys.readouterr().err
+    after = result_of(run)
+    assert (after["skills"], after["artifacts"]) == (before["skills"], before["artifacts"]), "nothing is lost"
 
 
 @pytest.mark.parametrize(
@@ -388,6 +458,9 @@ def test_skills_are_changed_on_a_trained_run(run: Path, tmp_path: Path, capsys: 
         ("skills.sums.scorer=exact-numbers", "did you mean 'exact-number'"),
         ("budget.keep={sum: 0.9}", "there is no skill 'sum'"),
         ("skills.sums.tokens=40", "leaves a prompt no room"),
+        ("skills.odd.tokens=40", "leaves a prompt no room"),
+        ("skills={../result: {scorer: perplexity, data: x.txt}}", "skills"),
+        ("skills.sums.stop=['']", "skills.sums.stop"),
         ("skills.sums.length=4096", "at most 96 tokens"),
         ("skills.sums.data=nowhere.jsonl", "is not there"),
         ("skills.sums.shots=3", "shots and examples belong together"),

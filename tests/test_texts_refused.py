@@ -50,12 +50,12 @@ def test_another_fit_is_another_kept_teacher(tmp_path: Path) -> None:
     usual = ["distill.terms=[]", "student.from_teacher.depth=1"]
     changes = ["", "teacher.fit.lr=1e-3", "teacher.options={num_hidden_layers: 3}", "data.length=20", "train.clip=2"]
     kept = [
-        arms._kept_teacher(assemble(load_recipe(recipe, usual + [change] * bool(change)), progress.silent))
+        arms._same_teacher(assemble(load_recipe(recipe, usual + [change] * bool(change)), progress.silent))
         for change in changes
     ]
     assert len({*kept}) == len(changes)
     again = assemble(load_recipe(recipe, ["train.lr=1e-4", "distill.terms=[]", "distill.alpha=0.5"]), progress.silent)
-    assert arms._kept_teacher(again) == kept[0], "what the student learns by is none of the teacher's"
+    assert arms._same_teacher(again) == kept[0], "what the student learns by is none of the teacher's"
 
 
 def test_bits_per_byte_may_be_more_than_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,6 +120,7 @@ def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool, teach
             os.replace(partial, kept)
     if job.processes.main:
         save_student(teacher, out / "teacher", job.splits.train.classes)
+    teacher.module.zero_grad(set_to_none=True)
     lower(teacher.module, job.recipe.teacher.precision, teacher.spec)
 
 

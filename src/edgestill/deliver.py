@@ -459,7 +459,7 @@ def verdict(job: Job, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
     if budget.quality is not None:
         limits["quality"] = (budget.quality, lambda a: a["quality"])
     for skill, share in budget.keep.items():
-        limits[f"{KEEP}{skill}"] = (share, lambda a, skill=skill: a["retained"][skill])
+        limits[f"{KEEP}{skill}"] = (share, lambda a, skill=skill: (a.get("retained") or {}).get(skill) or 0.0)
 
     def judge(artifact: dict[str, Any]) -> dict[str, dict[str, Any]]:
         judged = {}

@@ -192,7 +192,7 @@ def _model_path(text: str, base: Path) -> str:
 def _data_path(text: str, base: Path) -> str:
     """A Hub id (owner/name, and no folder of the owner's name here) stays; all else but a share is a path."""
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+(:\w+)?", text) and not text.endswith(
-        (".parquet", ".npz", ".csv", ".jsonl")
+        (".parquet", ".npz", ".csv", ".tsv", ".json", ".jsonl", ".txt")
     )
     is_id = looks_like_id and not text.startswith(".") and not FUNCTION.fullmatch(text)
     if PERCENT.search(text) or (is_id and not exists(base / text.split("/")[0])):

@@ -1,5 +1,6 @@
 """The verbs' work: the whole job, and its steps on a run folder. N samples, K classes."""
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -285,6 +286,8 @@ def export_again(place: Path, *, overrides: Sequence[str] = (), track: Track = p
         kept = result.get("quantization", {}).get("kept_float")
         if job.quantizes and job.recipe.quantize.keep_float not in ("auto", kept):
             raise UserError(f"quantize.keep_float: the phase for 8 bits was trained with {kept} in float: keep these")
+        if not job.skills or {*result.get("skills", {})} >= {*job.recipe.budget.keep}:
+            skills.check_kept(job, result)
         folder.write_text(place / folder.RECIPE, dump(job.recipe))
         if not job.quantizes:  # what a phase was trained with stays
             result.pop("quantization", None)
@@ -313,9 +316,12 @@ def evaluate_again(place: Path, *, overrides: Sequence[str] = (), track: Track =
         )
         result["artifacts"] = [measured[artifact["name"]] | artifact for artifact in described]
         deliver.check_parity(job, result["artifacts"])
-        skills.measure_teacher(job, place, result, track)
-        skills.measure_trained(job, place, result, student, track)
-        skills.measure_artifacts(job, place, result, student, track)
+        asked = copy.deepcopy(result)  # so that what is refused on the way leaves the old result
+        skills.measure_teacher(job, place, asked, track)
+        skills.measure_trained(job, place, asked, student, track)
+        skills.measure_artifacts(job, place, asked, student, track)
+        result.pop("skills", None)
+        result |= asked
         folder.write_text(place / folder.RECIPE, dump(job.recipe))
         result["budget"] = deliver.verdict(job, result["artifacts"])
 

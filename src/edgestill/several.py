@@ -1,6 +1,7 @@
 """Several students of one teacher: a run each, and side by side what each can do for its size."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from edgestill.assemble import assemble
 from edgestill.errors import UserError
 from edgestill.folder import RESULT
 from edgestill.processes import connect
-from edgestill.recipe import Recipe
+from edgestill.recipe import Recipe, dump
 from edgestill.run import run
 from edgestill.train import Track
 
@@ -39,38 +40,56 @@ def run_students(
     >>> es.run_students(es.load_recipes("sizes.yaml"), "runs/sizes")["students"][0]["quality"]  # doctest: +SKIP
     0.91
     """
-    place = Path(out) if out is not None else folder.fresh()
-    for name, recipe in recipes.items():
-        if name in TAKEN:
-            raise UserError(f"student.name: {name} is the name of another file of the folder: choose another")
-        if not _done(place / name):
-            _check(name, recipe, track, deliver_files)
-    folder.create(place, resume)
-    if not (place / RESULT).is_file():  # so that a run that is killed now can be gone on with
-        folder.write_json(place / RESULT, {"version": 1, "status": "running", "students": []})
-    results = {}
+    processes = connect(next(iter(recipes.values())).train.device)
+    place, done = processes.first(lambda: _begun(recipes, Path(out) if out else folder.fresh(), resume, deliver_files))
+    for name in recipes:
+        if not done[name]:
+            processes.agree(partial(_check, name, recipes[name], track, deliver_files))
+    processes.first(lambda: _create(place, resume))
+    results: dict[str, Result] = {}
     for name, recipe in recipes.items():
         own = place / name
-        if not _done(own):
-            again = resume and own.exists()
-            made = run(recipe, own, resume=again, track=track, deliver_files=deliver_files, teachers=place / "teachers")
-            if not made:  # not the first of several processes
-                continue
-        results[name] = folder.read_json(own / RESULT)
-        result = gathered(results, "done" if len(results) == len(recipes) else "running")
-        folder.write_json(place / RESULT, result)
+        if not done[name]:
+            again = resume and processes.first(own.exists)
+            run(recipe, own, resume=again, track=track, deliver_files=deliver_files, teachers=place / "teachers")
+        if processes.main:
+            results[name] = folder.read_json(own / RESULT)
+            result = gathered(results, "done" if len(results) == len(recipes) else "running")
+            folder.write_json(place / RESULT, result)
     return result | {"report": str(report.write(place))} if results else {}
 
 
-def _done(own: Path) -> bool:
-    return (own / RESULT).is_file() and folder.read_json(own / RESULT).get("status") == "done"
+def _begun(
+    recipes: Mapping[str, Recipe], place: Path, resume: bool, deliver_files: bool
+) -> tuple[Path, dict[str, bool]]:
+    """The folder, and which students are done in it. UserError for one that is taken, and for a student that was done
+    by another recipe."""
+    folder.refuse_taken(place, resume)
+    done = {}
+    for name, recipe in recipes.items():
+        if name in TAKEN:
+            raise UserError(f"student.name: {name} is the name of another file of the folder: choose another")
+        own = place / name
+        found = folder.read_json(own / RESULT) if (own / RESULT).is_file() else {}
+        done[name] = found.get("status") == "done" and (not deliver_files or "budget" in found)
+        if done[name] and (own / folder.RECIPE).read_text(encoding="utf-8") != dump(recipe):
+            raise UserError(
+                f"--resume: {own} is done with another recipe than this one; set it back, or give another --out"
+            )
+    return place, done
+
+
+def _create(place: Path, resume: bool) -> None:
+    folder.create(place, resume)
+    if not (place / RESULT).is_file():  # so that a run that is killed now can be gone on with
+        folder.write_json(place / RESULT, {"version": 1, "status": "running", "students": []})
 
 
 def _check(name: str, recipe: Recipe, track: Track, deliver_files: bool) -> None:
     """UserError for a student that does not fit, before any other is trained."""
     try:
         job = assemble(recipe, track, processes=connect(recipe.train.device))
-        if deliver_files:
+        if deliver_files and job.processes.main:
             deliver.check(job)
     except UserError as error:
         raise UserError(f"student {name}: {error}") from error
@@ -96,7 +115,10 @@ def _student(name: str, result: Result) -> Result:
     return {
         "name": name,
         "path": name,
-        **{key: result["student"].get(key) for key in ("model", "parameters", "flops", "bytes", "latency_ms")},
+        **{
+            key: result["student"].get(key)
+            for key in ("model", "parameters", "trained_parameters", "flops", "bytes", "latency_ms")
+        },
         "quality": arms["student"]["mean"],
         "arms": {arm: {key: found[key] for key in kept if key in found} for arm, found in arms.items()},
         "artifacts": result.get("artifacts", []),

@@ -35,7 +35,8 @@ def of_module(job: Job, model: Model) -> LanguageModel:
     assert isinstance(expected, TextInput)
     module = to_device(model.module, job.device)
     predict = predictor(module, expected, job.device)
-    return LanguageModel(predict, expected, vocabulary, drafting(module, expected, vocabulary))
+    ends = _ends(job)
+    return LanguageModel(predict, expected, vocabulary, drafting(module, expected, vocabulary, ends), ends)
 
 
 def of_artifact(job: Job, path: Path, student: Model) -> LanguageModel:
@@ -45,7 +46,17 @@ def of_artifact(job: Job, path: Path, student: Model) -> LanguageModel:
 
     drafted = of_module(job, student)
     threads = cpu_threads(job.recipe)
-    return LanguageModel(load(path, threads), drafted.expected, drafted.vocabulary, drafted.draft, batch=1)
+    return LanguageModel(
+        load(path, threads), drafted.expected, drafted.vocabulary, drafted.draft, drafted.ends, batch=1
+    )
+
+
+def _ends(job: Job) -> frozenset[int]:
+    """The tokens that end a reply: the tokenizer's, and those with which the teacher's folder says that turns end."""
+    assert isinstance(job.teacher.input, TextInput)
+    own = getattr(getattr(job.teacher.module, "generation_config", None), "eos_token_id", None)
+    listed = own if isinstance(own, list | tuple) else [own]
+    return frozenset(int(token) for token in (*listed, job.teacher.input.tokenizer.eos_token_id) if token is not None)
 
 
 def _vocabulary(job: Job) -> int:
@@ -58,12 +69,22 @@ def _vocabulary(job: Job) -> int:
 def measure_teacher(job: Job, place: Path, result: Result, track: Track) -> None:
     """The teacher's skills. UserError where it has none of one that is to be kept."""
     if not job.skills:
+        result.pop("skills", None)
         return
     result["skills"] = {}
     add(job, place, result, {TEACHER: of_module(job, job.teacher)}, track)
+    check_kept(job, result)
+
+
+def check_kept(job: Job, result: Result) -> None:
+    """UserError where a skill that is to be kept is one of which the teacher has nothing, or of which no share is."""
     for name, limit in job.recipe.budget.keep.items():
-        entry = result["skills"][name]
+        entry = result.get("skills", {}).get(name)
+        if entry is None:
+            raise UserError(f"budget.keep.{name}: this skill was not asked yet: `edgestill evaluate` asks it")
         own = entry["models"][TEACHER]["score"]
+        if entry["chance"] is None:
+            raise UserError(f"budget.keep.{name}: no share of a measure of {entry['scorer']} like this one is retained")
         if (own <= entry["chance"]) if entry["higher_is_better"] else (own >= entry["chance"]):
             raise UserError(
                 f"budget.keep.{name}: {limit:.0%} of the teacher's skill cannot be kept: it scores {own:.4g} itself, "
@@ -114,7 +135,8 @@ def add(job: Job, place: Path, result: Result, models: Mapping[str, LanguageMode
                     "scorer": skill.scorer if isinstance(skill.scorer, str) else skill.scorer.__name__,
                     "samples": len(found.scores),
                     "chance": found.chance,
-                    "higher_is_better": skill.higher_is_better,
+                    "higher_is_better": found.higher_is_better,
+                    **({"cut": skill.cut} if skill.cut else {}),
                     "models": {},
                 },
             )
@@ -138,24 +160,23 @@ def _judged(skill: Skill, found: Found, teacher: Mapping[str, Any] | None) -> di
         "score": float(skill.score(found.scores, found.weights)),
         "interval": over_redraws(lambda drawn: score(found.scores, found.weights, drawn), count),
     }
-    if teacher is None or skill.scorer == "perplexity":
+    if teacher is None or found.chance is None:
         return judged
     own = np.asarray(teacher["scores"]), np.asarray(teacher["weights"])
-    above = float(skill.score(*own)) - found.chance
-    if not (above > 0 if skill.higher_is_better else above < 0):  # of nothing, nothing is retained
+    chance = found.chance
+    above = float(skill.score(*own)) - chance
+    if not (above > 0 if found.higher_is_better else above < 0):  # of nothing, nothing is retained
         return judged | {"retained": None, "retained_interval": None}
     # paired: the same samples of both; a tokenizer of its own cuts plain texts otherwise, whose blocks cannot be
     paired = len(own[0]) == count
 
     def share(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-        theirs = score(*own, drawn) - found.chance if paired else np.full(len(drawn), above)
+        theirs = score(*own, drawn) - chance if paired else np.full(len(drawn), above)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(
-                theirs * above > 0, (score(found.scores, found.weights, drawn) - found.chance) / theirs, np.nan
-            )
+            return np.where(theirs * above > 0, (score(found.scores, found.weights, drawn) - chance) / theirs, np.nan)
 
     return judged | {
-        "retained": retained(judged["score"], float(skill.score(*own)), found.chance),
+        "retained": retained(judged["score"], float(skill.score(*own)), chance),
         "retained_interval": over_redraws(share, count),
     }
 

@@ -78,8 +78,7 @@ def skill_lines(result: Result) -> list[str]:
         models = entry["models"]
         if "student" not in models:
             continue
-        plain = entry["scorer"] in ("bits-per-byte", "perplexity")
-        shown = _number if plain else percent
+        shown = percent if entry["higher_is_better"] else _number
         line = f"{name:<8} {shown(models['student']['score'])} of {shown(models['teacher']['score'])} {entry['scorer']}"
         if "baseline" in models:
             line += f", baseline {shown(models['baseline']['score'])}"
@@ -88,6 +87,8 @@ def skill_lines(result: Result) -> list[str]:
         if kept is not None:
             low, high = (last or models["student"])["retained_interval"] or (kept, kept)
             line += f"; {'the file' if last else 'it'} retains {percent(kept)} [{low * 100:.1f}, {high * 100:.1f}]"
+        if entry.get("cut"):
+            line += f"; {entry['cut']} prompts lose their beginning"
         lines.append(line)
     return lines
 
@@ -123,7 +124,7 @@ def _skill(entry: Result, model: str) -> str:
     found = entry["models"].get(model, entry["models"].get("student", {}))
     if "score" not in found:
         return "–"
-    return f"{found['score']:.3f}" if entry["scorer"] in ("bits-per-byte", "perplexity") else percent(found["score"])
+    return percent(found["score"]) if entry["higher_is_better"] else f"{found['score']:.3f}"
 
 
 def _columns(rows: list[tuple[str, ...]]) -> str:

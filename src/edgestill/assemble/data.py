@@ -124,7 +124,8 @@ def _refuse_unlabelled(recipe: Recipe) -> None:
     """UserError for what learns from labels, where training has texts alone."""
     why = "the training split has no pairs with a number each, and without them all is learned from the teacher"
     arms = ["compare.baseline"] * recipe.compare.baseline
-    arms += ["compare.scratch"] * (recipe.compare.scratch and recipe.student.from_teacher is not None)
+    scratch = recipe.compare.scratch and recipe.student.from_teacher is not None and recipe.student.lora is None
+    arms += ["compare.scratch"] * scratch
     if arms:
         raise UserError(
             f"{' and '.join(arms)}: {why}: set {' and '.join(f'{arm}=false' for arm in arms)}, or give some"

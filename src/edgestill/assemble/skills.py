@@ -1,5 +1,6 @@
 """The skills that a recipe names, with their rows read and checked."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from edgestill.data.images import spaced
 from edgestill.data.texts import load_rows
 from edgestill.errors import UserError
 from edgestill.evaluate.skill import Skill
-from edgestill.evaluate.skills import check
+from edgestill.evaluate.skills import check, cut
 from edgestill.functions import load_function
 from edgestill.models import Model, TextInput
 from edgestill.recipe import Recipe
@@ -58,7 +59,15 @@ def _skill(recipe: Recipe, name: str, section: SkillSection, models: tuple[Model
         number_of_shots=section.shots,
     )
     check(skill)
-    return skill
+    expected = models[1].input
+    assert isinstance(expected, TextInput)
+    longer = cut(skill, expected)
+    if longer and recipe.data.too_long == "refuse":
+        raise UserError(
+            f"skills.{name}: {longer} prompts have no room in {skill.length or expected.length} tokens; raise "
+            f"skills.{name}.length, or set data.too_long to cut"
+        )
+    return replace(skill, cut=longer)
 
 
 def _rows(name: str, key: str, spec: str) -> list[dict[str, Any]]:
@@ -76,7 +85,8 @@ def _check_room(name: str, section: SkillSection, model: Model, chat: bool) -> N
     if section.length is not None and most is not None and section.length > most:
         raise UserError(f"skills.{name}.length: {model.spec} takes at most {most} tokens; {section.length} came")
     length = section.length or expected.length
-    if section.scorer.startswith(("exact", "instructions")) and section.tokens >= length:
+    written = section.scorer not in ("bits-per-byte", "perplexity", "multiple-choice", "lm-eval")
+    if written and section.tokens >= length:
         raise UserError(
             f"skills.{name}.tokens: a reply of {section.tokens} leaves a prompt no room in the {length} tokens of "
             f"{model.spec}; lower it, or raise skills.{name}.length"

@@ -16,7 +16,7 @@ from edgestill.data.hub import quiet
 from edgestill.data.listings import read_csv, read_jsonl, read_text
 from edgestill.data.specs import SPLITS, called, folder_splits, hub_id, resolve
 from edgestill.data.tables import matches, parquet
-from edgestill.errors import UserError, closest
+from edgestill.errors import UserError, closest, first_line
 from edgestill.functions import FUNCTION
 from edgestill.paths import cache_folder
 
@@ -151,7 +151,13 @@ def load_rows(spec: str, cache: str | Path | None = None) -> list[dict[str, Any]
     table, _ = _table(resolve(spec, Path.cwd()), "test", spec, {}, cache_folder(cache))
     if not table or not len(next(iter(table.values()))):
         raise UserError(f"{spec} has no rows")
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    for number, row in enumerate(rows):
+        try:
+            "".join(value for value in row.values() if isinstance(value, str)).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{spec}: row {number} holds half of a character: {first_line(error)}") from None
+    return rows
 
 
 def _numbers(part: _Read, of_pairs: bool) -> npt.NDArray[np.float32]:

@@ -44,8 +44,10 @@ def scores(
     measure: str | None = None,
     tokens: int = 256,
     track: Track = lambda items, *_: items,
-) -> tuple[np.ndarray, float, list[str]]:
-    """Each sample's score [N], what guessing would score, and what was answered.
+) -> tuple[Any, ...]:
+    """The fields of `skills.Found`: each sample's score, how much it counts, what guessing would score (None of a
+    measure of which less is better), nothing for what was asked, what was answered, and whether more is better. Of
+    whole texts, a sample's score is its nats over its bytes or words.
 
     Args:
         data, examples: files whose rows have the columns of the task's own data set: what is asked, and what the
@@ -71,17 +73,26 @@ def scores(
         raise
     except Exception as error:
         raise UserError(f"lm-eval: {task} cannot be asked with the data of {data}: {first_line(error)}") from error
+    return _of_samples(task, found, measure)
+
+
+def _of_samples(task: str, found: dict[str, Any], measure: str | None) -> tuple[Any, ...]:
+    """What `scores` gives, from what lm-eval keeps of each sample."""
     rows = found["samples"][task]
-    measures = [name for name in rows[0]["metrics"] if isinstance(rows[0][name], int | float)]
+    rows = [row for row in rows if row["filter"] == rows[0]["filter"]]
+    measures = [name for name in rows[0]["metrics"] if isinstance(rows[0][name], int | float | tuple | list)]
     chosen = measure or (measures[0] if measures else None)
     if chosen is None or chosen not in measures:
         raise UserError(f"lm-eval: {task} has no measure {chosen!r} of single samples: {', '.join(measures) or 'none'}")
-    kept = [row for row in rows if row["filter"] == rows[0]["filter"]]
-    choices = (
-        [len(row["arguments"]) for row in kept] if found["configs"][task]["output_type"] == "multiple_choice" else []
-    )
-    chance = float(np.mean([1 / count for count in choices])) if choices and chosen.startswith("acc") else 0.0
-    return np.asarray([float(row[chosen]) for row in kept]), chance, [_shown(row) for row in kept]
+    shown = [_shown(row) for row in rows]
+    if isinstance(rows[0][chosen], tuple | list):  # of whole texts: log p, and over how many bytes or words
+        sums = np.asarray([row[chosen] for row in rows], np.float64)
+        return -sums[:, 0] / np.maximum(sums[:, 1], 1), sums[:, 1], None, [], shown, False
+    values, ones = np.asarray([float(row[chosen]) for row in rows]), np.ones(len(rows))
+    higher = bool(found["higher_is_better"].get(task, {}).get(chosen, True))
+    of_choices = found["configs"][task]["output_type"] == "multiple_choice" and chosen.startswith("acc")
+    chance = float(np.mean([1 / len(row["arguments"]) for row in rows])) if of_choices else 0.0
+    return values, ones, chance if higher else None, [], shown, higher
 
 
 @contextmanager
@@ -150,7 +161,8 @@ def _asked(model: LanguageModel, tokens: int, track: Track) -> Any:
             return found
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
-            asked = [_stops(request.args[1], tokens) for request in requests]
+            most = min(tokens, model.expected.length // 2)  # the other half is the prompt's
+            asked = [_stops(request.args[1], most) for request in requests]
             replies = [""] * len(requests)
             for options in dict.fromkeys(asked):
                 rows = [row for row, own in enumerate(asked) if own == options]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +22,17 @@ def token_ids(model: LanguageModel, pair: Pair) -> tuple[list[int], int]:
     tokenizer = model.expected.tokenizer
     context = pair[0].rstrip(" ")
     rest = pair[0][len(context) :] + pair[1]
-    before = [int(token) for token in tokenizer(context, add_special_tokens=True).input_ids] if context else []
-    if before and before[-1] == tokenizer.eos_token_id:  # a closing token of the tokenizer's own
-        before = before[:-1]
-    if not before:
-        begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        before = [int(begin if begin is not None else model.expected.padding)]
-    after = [int(token) for token in tokenizer(rest, add_special_tokens=False).input_ids]
-    return before + after, len(before)
+    if context and (before := _begun(tokenizer, context)):  # tokenized as one: a word may begin otherwise by itself
+        return _begun(tokenizer, context + rest), len(before)
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    after = [int(token) for token in tokenizer(context + rest, add_special_tokens=False).input_ids]
+    return [int(begin if begin is not None else model.expected.padding), *after], 1
+
+
+def _begun(tokenizer: Any, text: str) -> list[int]:
+    """A text's tokens, with the opening one of a tokenizer that has one, without the closing one."""
+    ids = [int(token) for token in tokenizer(text).input_ids]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def continuations(
@@ -72,7 +76,7 @@ def _asked(
     blocks = Blocks(
         ids, starts, ends, np.ones(len(ids), np.int64), "", "", learned=learned, vocabulary=model.vocabulary
     )
-    asked = replace(BITS_PER_BYTE, reduce=_nats_and_greedy, batch=model.batch)
+    asked = replace(BITS_PER_BYTE, reduce=_nats_and_greedy, batch=model.rows)
     return asked.answers(model.predict, blocks, model.expected, track=track, description=description)
 
 

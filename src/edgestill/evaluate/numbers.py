@@ -1,33 +1,42 @@
 """Answers read from what a language model wrote."""
 
 import re
+from math import isclose
 
-_NUMBER = re.compile(r"[-−]?\s?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-_MARKED = re.compile(r"####\s*(.+)|\\boxed\{([^}]*)\}")
+_NUMBER = re.compile(
+    r"(?:(?<![\w)\]}.])[-−])?\$?"  # a sign stands at the number and behind no other: 2-3 is no −3
+    r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|(?<!\w)\.\d+)"
+    r"(?:[eE][-+]?\d+)?(?:/\d+(?![\d/.]))?"
+)
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 
 
 def last_number(text: str) -> float | None:
-    """The number that a text ends in: behind `####` or in `\\boxed{}` where one stands there, else the last of all.
+    """The number that a text ends in: the first behind the last `####` or in the last `\\boxed{}`, where there is one,
+    else the last of all. A quotient `3/4` is one number, `\\frac{3}{4}` too.
 
-    >>> last_number("She has 3 + 4 = $1,007.50."), last_number("#### 12\\nor 13?"), last_number("none")
+    >>> last_number("She has 3 + 4 = $1,007.50."), last_number("#### 12 of 30"), last_number("none")
     (1007.5, 12.0, None)
     """
-    marked = [next(filter(None, found), "") for found in _MARKED.findall(text)]
-    for part in [*marked[-1:], text]:
-        if numbers := _NUMBER.findall(part):
-            return _value(numbers[-1])
-    return None
+    text = _FRACTION.sub(r"\1/\2", text)
+    place = max(text.rfind("####"), text.rfind("\\boxed{"))
+    if place >= 0 and (marked := _NUMBER.search(text, place)):
+        return _value(marked[0])
+    found = _NUMBER.findall(text)
+    return _value(found[-1]) if found else None
 
 
-def _value(written: str) -> float:
-    plain = re.sub(r"[,\s$]", "", written).replace("−", "-")
-    return float(plain)
+def _value(written: str) -> float | None:
+    above, _, below = re.sub(r"[,$]", "", written).replace("−", "-").partition("/")
+    if not below:
+        return float(above)
+    return float(above) / float(below) if float(below) else None
 
 
 def same_number(reply: str, answer: str) -> bool:
-    """Whether the number that a reply ends in is the answer's, to a millionth."""
+    """Whether the number that a reply ends in is the answer's."""
     found, true = last_number(reply), last_number(answer)
-    return found is not None and true is not None and abs(found - true) <= 1e-6 * max(1.0, abs(true))
+    return found is not None and true is not None and isclose(found, true, rel_tol=1e-9, abs_tol=1e-6)
 
 
 def same_text(reply: str, answer: str) -> bool:
@@ -37,8 +46,9 @@ def same_text(reply: str, answer: str) -> bool:
     True
     """
     first = next((line for line in reply.splitlines() if line.strip()), "")
-    return _plain(first) == _plain(answer)
+    return plain(first) == plain(answer)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text without what `same_text` does not compare."""
     return " ".join(text.casefold().split()).strip(" .!?\"'")

@@ -1,7 +1,10 @@
 """A skill of a language model: what is asked, row by row, and what would be right. N samples."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,7 @@ class Skill:
         tokens: the most that are written.
         length: tokens of a prompt with its reply, in place of the model's `length`.
         stop: texts before which a reply ends.
+        cut: how many prompts are too long, and lose their beginning.
         task, data, examples, measure, samples: lm-eval's; see `harness.scores`.
     """
 
@@ -53,10 +57,17 @@ class Skill:
     measure: str | None = None
     samples: int | None = None
     number_of_shots: int = 0
+    cut: int = 0
 
-    @property
-    def higher_is_better(self) -> bool:
-        return self.scorer not in PLAIN
+    @cached_property
+    def answers_are_places(self) -> bool:
+        """Of multiple choice: whether the answer of every row is a whole number that can be a choice's place."""
+        for row in self.rows:
+            answer = _whole(self, row)
+            choices = row.get(self.choices) if isinstance(self.choices, str) else self.choices
+            if answer is None or not isinstance(choices, list | tuple) or not 0 <= answer < len(choices):
+                return False
+        return True
 
     def score(self, scores: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of samples [..., N] with their weights, one number for each set of them."""
@@ -68,8 +79,11 @@ def filled(skill: Skill, row: Row, what: str) -> str:
     """A row's prompt or answer, as the skill's template writes it."""
     template = skill.prompt if what == "prompt" else skill.answer
     if template is None:
-        return str(row[column(skill, row, "prompt" if what == "prompt" else "response")])
+        template = f"{{{column(skill, row, 'prompt' if what == 'prompt' else 'response')}}}"
     try:
+        for _, name, _, _ in Formatter().parse(template):
+            if name and row[(root := re.split(r"[.\[]", name)[0])] is None:
+                raise UserError(f"skills.{skill.name}.{what}: {skill.source}: the column {root!r} is empty")
         return template.format_map(row)
     except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
         missing = str(error).strip("'\"")
@@ -93,7 +107,8 @@ def column(skill: Skill, row: Row, what: str) -> str:
 
 
 def right_choice(skill: Skill, row: Row, number: int) -> tuple[list[str], int]:
-    """A row's choices, and the place of the right one: given as that, as a letter, or as the choice itself."""
+    """A row's choices, and the place of the right one: given by its label where they have labels, as the choice itself,
+    as a letter, or as that place, counted from 0, which whole numbers are where they are one in every row."""
     if isinstance(skill.choices, str):
         found = row.get(skill.choices)
         if isinstance(found, Mapping):  # as in ARC: texts and their labels
@@ -110,7 +125,9 @@ def right_choice(skill: Skill, row: Row, number: int) -> tuple[list[str], int]:
         )
     answer = filled(skill, row, "answer").strip()
     letters = [chr(ord("A") + place) for place in range(len(found))]
-    for known in (list(found), labels, letters, [str(place) for place in range(len(found))]):
+    places = [str(place) for place in range(len(found))]
+    readings = (labels, places) if skill.answers_are_places and not labels else (labels, list(found), letters, places)
+    for known in readings:
         if answer in known:
             return list(found), known.index(answer)
     raise UserError(
@@ -119,13 +136,21 @@ def right_choice(skill: Skill, row: Row, number: int) -> tuple[list[str], int]:
     )
 
 
+def _whole(skill: Skill, row: Row) -> int | None:
+    """A row's answer where it is a whole number of a column."""
+    name = skill.answer.strip("{}") if skill.answer is not None else column(skill, row, "response")
+    value = row.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def before(skill: Skill) -> str:
     """The shots, each with its answer, an empty line between them."""
-    shots = [(filled(skill, row, "prompt"), _answer_of_shot(skill, row)) for row in skill.shots]
+    shots = [(filled(skill, row, "prompt"), answer_of_shot(skill, row)) for row in skill.shots]
     return "".join(f"{prompt}{behind(skill, prompt)}{answer}\n\n" for prompt, answer in shots)
 
 
-def _answer_of_shot(skill: Skill, row: Row) -> str:
+def answer_of_shot(skill: Skill, row: Row) -> str:
+    """What stands behind the prompt of a row that is an example."""
     if skill.scorer != "multiple-choice":
         return filled(skill, row, "answer")
     found, right = right_choice(skill, row, 0)
@@ -146,4 +171,6 @@ def instructions_of(skill: Skill, row: Row, number: int) -> tuple[list[str], lis
             f"skills.{skill.name}: {skill.source}: row {number} needs `instruction_id_list` and `kwargs`, lists of one "
             f"length, as IFEval has them; its columns are {', '.join(map(repr, row))}"
         )
-    return names, options
+    if not all(given is None or isinstance(given, Mapping) for given in options):
+        raise UserError(f"skills.{skill.name}: {skill.source}: row {number}: kwargs needs an object an instruction")
+    return names, [dict(given or {}) for given in options]

@@ -24,6 +24,8 @@ Draft = Callable[[list[list[int]], int], list[list[int]]]
 """Token ids of prompts, and how many tokens to write at most -> what may follow each."""
 
 
+LARGEST = 2**28
+"""Bytes of the logits of a pass."""
 ROWS = 64
 """Prompts that are answered together."""
 
@@ -36,14 +38,21 @@ class LanguageModel:
         predict: int64 [B, inputs, T] -> logits [B, T, V].
         vocabulary: ids from 0 on that it may write; the logits behind them stand for nothing.
         draft: proposes what it may write.
-        batch: texts a pass.
+        ends: tokens that end a reply; the tokenizer's end of text unless told.
+        batch: most texts a pass.
     """
 
     predict: Predict
     expected: TextInput
     vocabulary: int
     draft: Draft | None = None
+    ends: frozenset[int] | None = None
     batch: int = 16
+
+    @property
+    def rows(self) -> int:
+        """Texts a pass: fewer where their logits are large."""
+        return max(1, min(self.batch, LARGEST // (4 * self.expected.length * self.vocabulary)))
 
 
 def write(
@@ -51,12 +60,13 @@ def write(
 ) -> list[str]:
     """The most probable continuation of each prompt, at most `most` tokens of it, as text.
 
-    It ends before the end-of-text token, at the model's length, and where the text so far `ends`.
+    It ends before a token that ends replies, at the model's length, and where the text so far `ends`.
 
     >>> write(model, [tokenizer("2 + 2 =").input_ids], 8, lambda text: "\\n" in text)  # doctest: +SKIP
     [' 4\\n']
     """
     tokenizer = model.expected.tokenizer
+    last = model.ends if model.ends is not None else {tokenizer.eos_token_id}
     written: list[list[int]] = [[] for _ in prompts]
     room = [min(most, model.expected.length - len(prompt)) for prompt in prompts]
     left = [row for row in range(len(prompts)) if room[row] > 0]
@@ -69,7 +79,7 @@ def write(
         for row, new in zip(left, _accepted(model, texts, drafts), strict=True):
             stopped = False
             for token in new:
-                if token == tokenizer.eos_token_id:
+                if token in last:
                     stopped = True
                     break
                 written[row].append(token)
@@ -125,8 +135,8 @@ def _accepted(model: LanguageModel, texts: list[list[int]], drafts: list[list[in
     """Of each draft what the model would have written itself, and its own token behind that: at least one."""
     found: list[list[int]] = [[] for _ in texts]
     order = np.argsort([len(text) + len(draft) for text, draft in zip(texts, drafts, strict=True)], kind="stable")
-    for start in range(0, len(order), model.batch):
-        rows = order[start : start + model.batch].tolist()
+    for start in range(0, len(order), model.rows):
+        rows = order[start : start + model.rows].tolist()
         logits = model.predict(_inputs([texts[row] + drafts[row] for row in rows], model.expected))
         for place, row in enumerate(rows):
             first = len(texts[row]) - 1
@@ -143,7 +153,9 @@ def _inputs(rows: list[list[int]], expected: TextInput) -> NDArray[np.int64]:
     return padded(ids, np.cumsum(lengths) - lengths, lengths, None, expected)
 
 
-def drafting(module: nn.Module, expected: TextInput, vocabulary: int, batch: int = 16) -> Draft | None:
+def drafting(
+    module: nn.Module, expected: TextInput, vocabulary: int, ends: frozenset[int] | None = None, batch: int = 16
+) -> Draft | None:
     """Drafts of a module that keeps keys and values, as Hugging Face's decoders do; None of any other."""
     generate: Any = getattr(module, "generate", None)
     if generate is None or "attention_mask" not in expected.names:
@@ -165,7 +177,7 @@ def drafting(module: nn.Module, expected: TextInput, vocabulary: int, batch: int
             config = GenerationConfig(  # type: ignore[no-untyped-call]
                 max_new_tokens=room,
                 do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=sorted(ends) if ends else tokenizer.eos_token_id,
                 pad_token_id=expected.padding,
                 suppress_tokens=[*out_of_reach] or None,
             )

@@ -20,6 +20,16 @@ def written_layout(name: str) -> tuple[Pooling, int | None]:
     sentence-transformers writes it beside the model; mean, and None, where it says nothing.
 
     Raises UserError for what changes the vectors and is not known here."""
+    try:
+        return _layout(name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"hf:{name}: modules.json and what it names are not as sentence-transformers writes them: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _layout(name: str) -> tuple[Pooling, int | None]:
     modules = _read(name, "modules.json") or []
     unknown = [kind for part in modules if (kind := _kind(part)) not in ("Transformer", "Pooling", "Normalize")]
     if unknown:
@@ -28,6 +38,8 @@ def written_layout(name: str) -> tuple[Pooling, int | None]:
             "Pooling and Normalize alone: let a file.py:function put the model together"
         )
     length = (_read(name, "sentence_bert_config.json") or {}).get("max_seq_length")
+    if length is not None and not isinstance(length, int):
+        raise TypeError(f"max_seq_length is {length!r}")
     pooling = next((part for part in modules if _kind(part) == "Pooling"), None)
     if pooling is None:
         return "mean", length

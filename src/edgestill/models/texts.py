@@ -86,6 +86,7 @@ def load_text_model(
     expected = text_input(module, tokenizer, spec, usual, pairs, length)
     if head == "embedding":
         embed(module, pooling or "mean")
+        fresh = ()  # a pooler that nothing asks
     return Model(module, spec, options, expected, fresh=fresh)
 
 

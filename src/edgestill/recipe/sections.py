@@ -158,7 +158,7 @@ class Lora(Section):
 
 
 class Student(Section):
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = Field(
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] | None = Field(
         None, description="Of one of several students: its run's folder."
     )
     model: str | None = Field(
@@ -357,7 +357,7 @@ class Skill(Section):
     samples: Count | None = Field(None, description="Evenly spaced rows alone, of lm-eval the first; all by default.")
     tokens: Count = Field(128, description="Most tokens of a reply.")
     length: Count | None = Field(None, description="Most tokens of a prompt with its reply; data.length by default.")
-    stop: list[str] | None = Field(
+    stop: list[Annotated[str, Field(min_length=1)]] | None = Field(
         None, description="Texts before which a reply ends; an empty line by default where there is no chat."
     )
 
@@ -369,9 +369,10 @@ class Skill(Section):
             ("measure", self.measure, self.scorer == "lm-eval"),
             ("choices", self.choices != "choices", self.scorer == "multiple-choice"),
             ("chat", self.chat, written),
+            ("between", self.between, written or self.scorer == "multiple-choice"),
             ("stop", self.stop, written),
             ("prompt", self.prompt, written or self.scorer == "multiple-choice"),
-            ("answer", self.answer, self.scorer.startswith("exact") or self.scorer == "multiple-choice"),
+            ("answer", self.answer, self.scorer not in ("bits-per-byte", "perplexity", "instructions", "lm-eval")),
             ("shots", self.shots, self.scorer not in ("bits-per-byte", "perplexity", "instructions")),
         ):
             if value and not takes:

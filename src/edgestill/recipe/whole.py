@@ -68,7 +68,7 @@ class Recipe(Section):
         "finetune 0.2 (alpha 0, no terms); for sentence-embedding distill alone.",
     )
     train: Train = Field(default_factory=Train, description="How the student's arms are trained.")
-    skills: dict[str, Skill] = Field(
+    skills: dict[Annotated[str, Field(pattern=r"^\w[\w -]*$")], Skill] = Field(
         default_factory=dict,
         description="What a language model must be able to do, by name: each a data set and a scorer.",
     )
@@ -140,7 +140,7 @@ class Recipe(Section):
             raise ValueError("phases: fake_quantize is for images; onnx-int8-dynamic needs no training")
         numbers = data.label == "number"
         if numbers and self.task not in ("text-classification", "sentence-embedding"):
-            raise ValueError("data.label: number is for text-classification")
+            raise ValueError("data.label: number is for text-classification and sentence-embedding")
         if self.task == "sentence-embedding":
             return self._of_embeddings()
         if numbers and self.distill.loss not in ("regression", "none"):

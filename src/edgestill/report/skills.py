@@ -40,6 +40,8 @@ def _about(entry: dict[str, Any]) -> str:
     said = [str(entry.get("scorer", "")), f"{words.whole(entry.get('samples'))} samples"]
     if entry.get("higher_is_better") and chance:
         said.append(f"chance {words.percent(chance)}")
+    if entry.get("cut"):
+        said.append(f"{words.whole(entry['cut'])} prompts lose their beginning")
     return " · ".join(said) + ("" if entry.get("higher_is_better") else " · lower is better")
 
 
@@ -58,7 +60,7 @@ def score_of(entry: dict[str, Any], score: Any) -> str:
     """A score as text: bits and perplexities are no shares."""
     if not words.known(score):
         return words.NONE
-    return f"{score:.3f}" if entry.get("scorer") in PLAIN else words.percent(score)
+    return words.percent(score) if entry.get("higher_is_better", True) else f"{score:.3f}"
 
 
 def retained(result: dict[str, Any], roles: dict[str, Role]) -> Plot | None:

@@ -48,7 +48,7 @@ def _target(field: dict[str, Any]) -> str | None:
 
 def _values(field: dict[str, Any]) -> dict[str, Any]:
     """What stands behind names of the user's own."""
-    values = field.get("additionalProperties")
+    values = field.get("additionalProperties", next(iter(field.get("patternProperties", {}).values()), None))
     return values if isinstance(values, dict) else {}
 
 

@@ -294,7 +294,7 @@ def test_the_right_choice_is_named_in_several_ways(row: dict, expected: int) -> 
         (Skill("s", "bits-per-byte", [{"text": ""}], "rows"), "rows has no text"),
         (Skill("s", "exact-text", [{"question": None, "answer": "a"}], "rows"), "column 'question' is empty .row 0"),
         (Skill("s", "exact-text", [{"question": "q", "answer": "..."}], "rows"), "compares a line of letters"),
-        (skill(lambda reply, row: int(reply)), "scorer: fails for ''"),
+        (skill(lambda reply, row: int(reply)), "scorer: fails for the reply ''"),
         (skill(lambda reply, row: 5), "a number in 0…1; 5.0 came"),
         (skill("exact-number", shots=[{"first": 1}], examples="others"), "filled from others"),
         (

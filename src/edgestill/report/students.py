@@ -52,11 +52,13 @@ def rows(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
     students = result.get("students") or []
     teacher = result.get("teacher") or {}
     skills = students[0].get("skills") or {} if students else {}
+    precision = teacher.get("precision") or "float32"
+    taught = "" if precision == "float32" else f"teaches in {precision}"
     found = [
         {
             "name": "teacher",
             "link": "",
-            "about": words.short(teacher.get("model")),
+            "about": _with(words.short(teacher.get("model")), taught),
             "cells": [
                 words.whole(teacher.get("parameters")),
                 words.quality(teacher.get("quality"), of),
@@ -81,18 +83,29 @@ def rows(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
             words.size(artifact.get("bytes")),
             words.milliseconds((artifact.get("latency_ms") or {}).get("p50")),
         ]
-        met = (one.get("budget") or {}).get("met")
         found.append(
             {
                 "name": one["name"],
                 "link": f"{one['path']}/report.html",
-                "about": (name if artifact else "")
-                + ("" if met is None else " · budget met" if met else " · budget missed"),
+                "about": _about(one, name if artifact else ""),
                 "cells": cells,
                 "skills": [_score(entry, name) for entry in (one.get("skills") or {}).values()],
             }
         )
     return found
+
+
+def _with(*parts: str) -> str:
+    return " · ".join(part for part in parts if part)
+
+
+def _about(one: dict[str, Any], file: str) -> str:
+    """The file that is meant, what of the student was trained where that is not all, and the budget's verdict."""
+    trained, parameters = one.get("trained_parameters"), one.get("parameters")
+    few = words.known(trained) and words.known(parameters) and trained < parameters
+    met = (one.get("budget") or {}).get("met")
+    verdict = "" if met is None else "budget met" if met else "budget missed"
+    return _with(file, f"{words.whole(trained)} parameters trained" if few else "", verdict)
 
 
 def _score(entry: dict[str, Any], model: str) -> str:

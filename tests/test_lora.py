@@ -237,3 +237,23 @@ def test_without_peft_the_command_that_installs_it_is_told(
     assert main(["train", recipe, "--quiet", "--out", str(tmp_path / "run"), "--set", "student.lora={}"]) == 2
     assert "student.lora needs peft (pip install 'edgestill[lora]')" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_fails_inside_leaves_the_weights_that_were_there() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def fails() -> None:
+        with adapted(module, Lora(2, 4.0, 0.0, ("0",))):
+            for name, parameter in module.named_parameters():
+                if "lora" in name:
+                    nn.init.ones_(parameter)
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fails()
+    after = module.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(parameter.requires_grad for parameter in module.parameters())

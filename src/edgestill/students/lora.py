@@ -75,14 +75,19 @@ def adapted(module: nn.Module, lora: Lora, fresh: Sequence[str] = ()) -> Iterato
     module.train(module.training)  # the adapters, which come as they are trained, too
     for name in fresh:
         module.get_parameter(name).requires_grad_(True)
-    yield
-    for path in lora.targets:
-        adapter: Any = module.get_submodule(path)
-        adapter.merge()
-        module.set_submodule(path, adapter.get_base_layer())
-    del module.peft_config
-    for parameter in module.parameters():
-        parameter.requires_grad_(trained[id(parameter)])
+    whole = False
+    try:
+        yield
+        whole = True
+    finally:  # what fails inside leaves the weights that were there
+        for path in lora.targets:
+            adapter: Any = module.get_submodule(path)
+            if whole:
+                adapter.merge()
+            module.set_submodule(path, adapter.get_base_layer())
+        del module.peft_config
+        for parameter in module.parameters():
+            parameter.requires_grad_(trained[id(parameter)])
 
 
 def _inject(module: nn.Module, lora: Lora) -> None:

@@ -55,7 +55,9 @@ def commands(page: Path) -> list[str]:
 def test_recipes_and_pieces_of_recipes_validate(text: str) -> None:
     shown = yaml.safe_load(text)
     assert set(shown) <= set(Recipe.model_fields)
-    validate(shown if "task" in shown else NEEDED | shown)
+    whole = shown if "task" in shown else NEEDED | shown
+    for student in whole["student"] if isinstance(whole["student"], list) else [whole["student"]]:
+        validate(whole | {"student": student})
 
 
 def test_readme_shows_a_whole_recipe() -> None:

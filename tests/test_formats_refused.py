@@ -117,7 +117,7 @@ def test_verify_fails_the_run_at_its_limit(tmp_path: Path, capsys: pytest.Captur
     assert main(arguments + [word for override in small for word in ("--set", override)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "verify: exports/onnx/student.onnx is not the student on 1000 real images" in said
+    assert "verify: exports/onnx/student.onnx is not the student on 1000 real samples" in said
     assert result_of(tmp_path / "run")["status"] == "failed"
     assert main(["bench", str(tmp_path / "run"), "--quiet"]) == 2, "its files are not delivered by another verb"
     assert "verify: " in capsys.readouterr().err

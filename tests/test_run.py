@@ -14,9 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from edgestill import arms, deliver, progress
+from edgestill import arms, progress
 from edgestill import run as job
 from edgestill.assemble import assemble
+from edgestill.budget import verdict
 from edgestill.cli import main
 from edgestill.errors import UserError
 from edgestill.models import load_model
@@ -447,12 +448,12 @@ def test_a_missed_budget_is_exit_code_3_and_the_verdict_names_the_limit(small, t
 def test_the_verdict_is_about_the_artifact_that_misses_by_least(small):
     parts = assemble(load_recipe("digits", [*SMALL, "budget={size: 5 KB}"]), progress.silent)
     artifacts = result_of(small)["artifacts"]
-    judged = deliver.verdict(parts, artifacts)
+    judged = verdict(parts, artifacts)
     assert judged["artifact"] == min(artifacts, key=lambda artifact: artifact["bytes"])["name"]
     assert not judged["met"]
     precise = assemble(load_recipe("digits", [*SMALL, "budget={latency: 10 s, quality: 0.5}"]), progress.silent)
     better = [artifact | {"quality": 0.4 if artifact["name"] == judged["artifact"] else 0.9} for artifact in artifacts]
-    assert deliver.verdict(precise, better)["artifact"] != judged["artifact"]
+    assert verdict(precise, better)["artifact"] != judged["artifact"]
 
 
 def test_the_recipe_in_the_run_folder_is_resolved(small):

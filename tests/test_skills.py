@@ -503,7 +503,7 @@ def test_tasks_of_lm_eval_are_asked_with_local_data(
     rows = [TASK_ROWS[task], json.loads(json.dumps(TASK_ROWS[task]).replace("4+4", "5+5"))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shots = {"examples": str(tmp_path / "rows.jsonl"), "number_of_shots": 1} if task == "gsm8k" else {}
-    asked_by = Skill(task, "lm-eval", [], "", task=task, data=str(tmp_path / "rows.jsonl"), tokens=3, **shots)
+    asked_by = Skill(task, "lm-eval", [], str(tmp_path / "rows.jsonl"), task=task, tokens=3, **shots)
     check(asked_by)
     model = replace(knowing(asked_model[1], {44}), expected=replace(asked_model[1].expected, length=90))
     found = measure(asked_by, model)
@@ -517,4 +517,4 @@ def test_tasks_of_lm_eval_are_asked_with_local_data(
 def test_an_unknown_task_of_lm_eval_is_named(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     with pytest.raises(UserError, match="no task 'arc_eezy'; did you mean 'arc_easy'"):
-        check(Skill("s", "lm-eval", [], "", task="arc_eezy", data="rows.jsonl"))
+        check(Skill("s", "lm-eval", [], "rows.jsonl", task="arc_eezy"))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgestill import card, deliver, folder, progress, quantization, report, results, skills
+from edgestill import budget, card, deliver, folder, progress, quantization, report, results, skills
 from edgestill.arms import (
     Outcome,
     answers,
@@ -198,6 +198,20 @@ def _train_all(
     assert best is not None
     _, student, chosen = best
     results.compare(job, result, outcomes)
+    _keep(job, place, result, student, chosen)
+    rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].answers for name, done in outcomes.items()}
+    results.write_predictions(job, place, rows)
+    if isinstance(job.splits.test, Blocks):
+        results.write_completions(job, place, student, chosen.seed)
+    skills.measure_trained(job, place, result, student, track)
+    if job.quantizes:
+        _quantize(job, student, place, result, log, track, resume)
+    folder.write_json(place / folder.RESULT, result)  # with it, what was trained is whole: see _again
+    return student
+
+
+def _keep(job: Job, place: Path, result: Result, student: Model, chosen: Outcome) -> None:
+    """The student of the chosen seed as a plain model, and what the result says of it."""
     result["phases"] = [
         {"name": name, "steps": steps, "examples": chosen.trained.examples[name]}
         for name, steps in chosen.trained.steps.items()
@@ -213,15 +227,6 @@ def _train_all(
     if (embedding := embedding_of(student.module)) is not None and hasattr(student.module, "save_pretrained"):
         result["student"]["pooling"] = embedding.pooling
     save_student(student, place / "student", job.splits.train.classes)
-    rows = {"teacher": teacher_rows[0]} | {name: done[chosen.seed].answers for name, done in outcomes.items()}
-    results.write_predictions(job, place, rows)
-    if isinstance(job.splits.test, Blocks):
-        results.write_completions(job, place, student, chosen.seed)
-    skills.measure_trained(job, place, result, student, track)
-    if job.quantizes:
-        _quantize(job, student, place, result, log, track, resume)
-    folder.write_json(place / folder.RESULT, result)  # with it, what was trained is whole: see _again
-    return student
 
 
 def _quantize(
@@ -286,8 +291,7 @@ def export_again(place: Path, *, overrides: Sequence[str] = (), track: Track = p
         kept = result.get("quantization", {}).get("kept_float")
         if job.quantizes and job.recipe.quantize.keep_float not in ("auto", kept):
             raise UserError(f"quantize.keep_float: the phase for 8 bits was trained with {kept} in float: keep these")
-        if not job.skills or {*result.get("skills", {})} >= {*job.recipe.budget.keep}:
-            skills.check_kept(job, result)
+        skills.check_kept(job, result)
         folder.write_text(place / folder.RECIPE, dump(job.recipe))
         if not job.quantizes:  # what a phase was trained with stays
             result.pop("quantization", None)
@@ -323,7 +327,7 @@ def evaluate_again(place: Path, *, overrides: Sequence[str] = (), track: Track =
         result.pop("skills", None)
         result |= asked
         folder.write_text(place / folder.RECIPE, dump(job.recipe))
-        result["budget"] = deliver.verdict(job, result["artifacts"])
+        result["budget"] = budget.verdict(job, result["artifacts"])
 
     return _again(place, track, evaluate, needs=_measured, overrides=overrides)
 
@@ -450,7 +454,7 @@ def _bench(
     ]:
         entry.pop("energy_mj", None)  # of a host that had a counter
         entry |= measured[name]
-    result["budget"] = deliver.verdict(job, result["artifacts"])
+    result["budget"] = budget.verdict(job, result["artifacts"])
 
 
 def _write_card(place: Path, result: Result) -> None:

@@ -1,7 +1,6 @@
 """What teacher, baseline, student and artifacts of a run can do: their scores on its skills, and what was retained."""
 
 import json
-import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,6 @@ from edgestill.train import Track
 Result = dict[str, Any]
 FOLDER = "skills"
 ARMS = (BASELINE, SCRATCH, STUDENT)
-_log = logging.getLogger("edgestill")
 
 
 def of_module(job: Job, model: Model) -> LanguageModel:
@@ -105,6 +103,8 @@ def measure_trained(job: Job, place: Path, result: Result, student: Model, track
 def measure_artifacts(job: Job, place: Path, result: Result, student: Model, track: Track) -> None:
     """The skills of the files; what each retained joins its description, for the budget."""
     if not job.skills:
+        for artifact in result["artifacts"]:
+            artifact.pop("retained", None)
         return
     made = {artifact["name"]: place / artifact["path"] for artifact in result["artifacts"]}
     for entry in result["skills"].values():  # files of another export

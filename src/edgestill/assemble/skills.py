@@ -21,8 +21,7 @@ def skills_of(recipe: Recipe, teacher: Model, student: Model) -> tuple[Skill, ..
 
 
 def _skill(recipe: Recipe, name: str, section: SkillSection, models: tuple[Model, Model]) -> Skill:
-    chat = recipe.task == "instruction" if section.chat is None else section.chat
-    chat = chat and section.scorer not in ("bits-per-byte", "perplexity", "multiple-choice", "lm-eval")
+    chat = section.writes and (recipe.task == "instruction" if section.chat is None else section.chat)
     for model in models:
         _check_room(name, section, model, chat)
     rows: list[dict[str, Any]] = []
@@ -52,7 +51,6 @@ def _skill(recipe: Recipe, name: str, section: SkillSection, models: tuple[Model
         length=section.length,
         stop=tuple(section.stop if section.stop is not None else () if chat else ("\n\n",)),
         task=section.task,
-        data=section.data,
         examples=section.examples,
         measure=section.measure,
         samples=section.samples,
@@ -85,8 +83,7 @@ def _check_room(name: str, section: SkillSection, model: Model, chat: bool) -> N
     if section.length is not None and most is not None and section.length > most:
         raise UserError(f"skills.{name}.length: {model.spec} takes at most {most} tokens; {section.length} came")
     length = section.length or expected.length
-    written = section.scorer not in ("bits-per-byte", "perplexity", "multiple-choice", "lm-eval")
-    if written and section.tokens >= length:
+    if section.writes and section.tokens >= length:
         raise UserError(
             f"skills.{name}.tokens: a reply of {section.tokens} leaves a prompt no room in the {length} tokens of "
             f"{model.spec}; lower it, or raise skills.{name}.length"

@@ -25,7 +25,7 @@ class Skill:
     Attributes:
         scorer: a name of `SCORERS`, or a function of (reply, row) that gives a number in 0…1.
         rows: the data, a mapping of columns each.
-        source: where they came from, for messages.
+        source: where they came from; of lm-eval the file itself.
         prompt, answer: how they are written of a row, `"Q: {question}\\nA:"`; None for the usual columns.
         choices: of multiple choice: the column that lists them, or the same ones for every row.
         between: what stands between a prompt and its answer; None for a space, unless the prompt ends in one.
@@ -35,7 +35,7 @@ class Skill:
         length: tokens of a prompt with its reply, in place of the model's `length`.
         stop: texts before which a reply ends.
         cut: how many prompts are too long, and lose their beginning.
-        task, data, examples, measure, samples: lm-eval's; see `harness.scores`.
+        task, examples, measure, samples: lm-eval's; see `harness.scores`.
     """
 
     name: str
@@ -52,7 +52,6 @@ class Skill:
     length: int | None = None
     stop: tuple[str, ...] = ()
     task: str | None = None
-    data: str = ""
     examples: str | None = None
     measure: str | None = None
     samples: int | None = None

@@ -64,7 +64,7 @@ def check(skill: Skill) -> None:
     """UserError for a skill that could not be measured, before any model is asked."""
     if skill.scorer == "lm-eval":
         assert skill.task is not None
-        harness.check(skill.task, skill.data, skill.examples)
+        harness.check(skill.task, skill.source, skill.examples)
         return
     examples = replace(skill, source=skill.examples or skill.source)
     for row in skill.shots:
@@ -228,7 +228,7 @@ def _lm_eval(skill: Skill, model: LanguageModel, track: Track) -> Found:
         *harness.scores(
             model,
             skill.task,
-            skill.data,
+            skill.source,
             examples=skill.examples,
             shots=skill.number_of_shots,
             samples=skill.samples,

@@ -56,7 +56,7 @@ class LanguageModel:
 
 
 def write(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], most: int, ends: Callable[[str], bool] = lambda _: False
+    model: LanguageModel, prompts: Sequence[Sequence[int]], most: int, ends: Callable[[str], bool] | None = None
 ) -> list[str]:
     """The most probable continuation of each prompt, at most `most` tokens of it, as text.
 
@@ -77,17 +77,15 @@ def write(
         drafts = [draft[: count - 1] for draft, count in zip(drafts, open_, strict=True)]
         going_on = []
         for row, new in zip(left, _accepted(model, texts, drafts), strict=True):
-            stopped = False
             for token in new:
                 if token in last:
-                    stopped = True
                     break
                 written[row].append(token)
-                if ends(tokenizer.decode(written[row])):
-                    stopped = True
+                if ends is not None and ends(tokenizer.decode(written[row])):
                     break
-            if not stopped and len(written[row]) < room[row]:
-                going_on.append(row)
+            else:  # all of it was taken
+                if len(written[row]) < room[row]:
+                    going_on.append(row)
         left = going_on
     return [tokenizer.decode(ids) for ids in written]
 
@@ -101,10 +99,11 @@ def answers(
     description: str = "",
 ) -> list[str]:
     """What is written behind each prompt of token ids, up to where one of `stops` would stand; see `write`."""
+    ends = (lambda text: any(stop in text for stop in stops)) if stops else None
     places = range(0, len(prompts), ROWS)
     found: list[str] = []
     for start in track(places, description, len(places)):
-        found += write(model, prompts[start : start + ROWS], most, lambda text: any(stop in text for stop in stops))
+        found += write(model, prompts[start : start + ROWS], most, ends)
     return [_before(reply, stops) for reply in found]
 
 

@@ -361,9 +361,14 @@ class Skill(Section):
         None, description="Texts before which a reply ends; an empty line by default where there is no chat."
     )
 
+    @property
+    def writes(self) -> bool:
+        """Whether it is the replies to prompts that are scored."""
+        return self.scorer not in ("bits-per-byte", "perplexity", "multiple-choice", "lm-eval")
+
     @model_validator(mode="after")
     def _of_its_scorer(self) -> "Skill":
-        written = self.scorer.startswith("exact") or self.scorer == "instructions" or ".py:" in self.scorer
+        written = self.writes
         for name, value, takes in (
             ("task", self.task, self.scorer == "lm-eval"),
             ("measure", self.measure, self.scorer == "lm-eval"),

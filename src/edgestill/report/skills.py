@@ -10,8 +10,6 @@ from edgestill.report import words
 from edgestill.report.draw import WIDTH, Plot, drawn, grid
 from edgestill.report.words import MUTED, Role
 
-PLAIN = ("bits-per-byte", "perplexity")
-
 
 def columns(result: dict[str, Any]) -> list[str]:
     """The models that were asked, in the reader's order."""

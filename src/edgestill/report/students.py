@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from edgestill.report import words
 from edgestill.report.draw import HEIGHT, WIDTH, Plot, drawn, grid
-from edgestill.report.skills import PLAIN, score_of
+from edgestill.report.skills import score_of
 from edgestill.report.table import shipped
 from edgestill.report.words import MUTED, Metric
 
@@ -127,8 +127,8 @@ def plots(result: dict[str, Any], of: Metric) -> list[Plot]:
         )
     ]
     for name, entry in (students[0].get("skills") or {}).items() if students else ():
-        percent = entry.get("scorer") not in PLAIN
-        like = Metric(name, bool(entry.get("higher_is_better")), float(entry.get("chance") or 0), percent)
+        higher = bool(entry.get("higher_is_better"))
+        like = Metric(name, higher, float(entry.get("chance") or 0), percent=higher)
         lines = _lines(students, partial(_of_skill, name))
         found.append(
             _plot(

@@ -346,3 +346,15 @@ def test_batch_norm_over_three_processes_is_that_of_the_whole_batch(shares_of_th
 if __name__ == "__main__":
     group = connect("cpu")
     torch.save({name: normalised(name, group) for name in LAYERS}, Path(sys.argv[1]) / f"{group.rank}.pt")
+
+
+def test_several_students_are_trained_by_both(recipe, tmp_path):
+    students = [RECIPE["student"] | {"name": name} for name in ("one", "other")]
+    several = recipe.with_name("several.yaml")
+    several.write_text(yaml.safe_dump(RECIPE | {"student": students}))
+    ends = together(train(several, tmp_path / "run", "--set", "train.epochs=0.5"))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["status"] == "done"
+    assert [one["name"] for one in result["students"]] == ["one", "other"]
+    assert [output == "" for _, output, _ in ends] == [False, True], "the second says nothing"

@@ -72,6 +72,18 @@ def test_going_on_trains_nothing_that_is_done(recipe: Path, place: Path, capsys:
     assert [line.split()[0] for line in lines[1:4]] == ["(teacher)", "depth-1", "other"]
 
 
+def test_what_was_trained_is_delivered_and_another_recipe_refused(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], bare: None
+) -> None:
+    out = ["--out", str(tmp_path / "run"), "--quiet", "--set=skills={}", "--set=train.epochs=0.1"]
+    assert main(["train", str(recipe), *out]) == 0
+    assert not (tmp_path / "run" / "other" / "exports").exists()
+    assert main(["train", str(recipe), *out, "--resume", "--set=train.lr=0.1"]) == 2
+    assert "is done with another recipe" in capsys.readouterr().err
+    assert main(["run", str(recipe), *out, "--resume"]) == 0
+    assert [*(tmp_path / "run" / "other" / "exports").iterdir()]
+
+
 def test_verbs_of_one_run_name_the_students(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(place)]) == 2
     assert "holds the runs of several students" in capsys.readouterr().err

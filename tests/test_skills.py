@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from edgestill.evaluate.skill import Skill, filled, right_choice
 from edgestill.evaluate.skills import Found, check, cut, measure
 from edgestill.evaluate.writing import LanguageModel, answers, drafting, prompt_ids
 from edgestill.models import load_text_model
-from edgestill.skills import _judged
+from edgestill.skills import _ends, _judged
 from small_sums import asked, tokenizer
 
 SUMS = Path(__file__).with_name("small_sums.py")
@@ -322,6 +323,13 @@ def test_a_reply_ends_where_the_teacher_ends_its_turns(asked_model: tuple[torch.
     assert answers(ended, ids_of(model, ["3+4="]), 12) == [free[: free.index(free[4])]]
 
 
+def test_turns_end_where_the_teachers_folder_says() -> None:
+    loaded = load_text_model(f"{SUMS}:llama", head="tokens")
+    assert _ends(SimpleNamespace(teacher=loaded)) == {0}  # type: ignore[arg-type]
+    loaded.module.generation_config.eos_token_id = [0, 9]
+    assert _ends(SimpleNamespace(teacher=loaded)) == {0, 9}  # type: ignore[arg-type]
+
+
 def test_a_continuation_is_tokenized_with_what_stands_before_it() -> None:
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "ab": 2, "?": 3}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
@@ -459,6 +467,7 @@ def test_skills_are_changed_on_a_trained_run(run: Path, tmp_path: Path, capsys: 
         ("budget.keep={sum: 0.9}", "there is no skill 'sum'"),
         ("skills.sums.tokens=40", "leaves a prompt no room"),
         ("skills.odd.tokens=40", "leaves a prompt no room"),
+        ("data.too_long=refuse", "have no room in 6 tokens"),
         ("skills={../result: {scorer: perplexity, data: x.txt}}", "skills"),
         ("skills.sums.stop=['']", "skills.sums.stop"),
         ("skills.sums.length=4096", "at most 96 tokens"),
@@ -474,7 +483,8 @@ def test_skills_that_cannot_be_are_refused_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str, said: str
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--set", changed]) == 2
+    short = ["--set=data.length=6"] if "refuse" in changed else []
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--set", changed, *short]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) == 1
@@ -512,6 +522,20 @@ def test_tasks_of_lm_eval_are_asked_with_local_data(
     if task == "arithmetic_1dc":
         assert found.scores.tolist() == [1, 0]
     assert found.chance == (0.5 if task == "arc_easy" else 0)
+
+
+def test_a_task_of_whole_texts_counts_each_by_its_words(
+    tmp_path: Path, asked_model: tuple[torch.nn.Module, LanguageModel]
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    texts = ["1+1=2 so", "2+2=4 yes and"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"page": text}) + "\n" for text in texts))
+    asked_by = Skill("w", "lm-eval", [], str(tmp_path / "rows.jsonl"), task="wikitext")
+    model = replace(asked_model[1], vocabulary=48)
+    found = measure(asked_by, model)
+    assert found.weights.tolist() == [2, 3]
+    assert (found.scores * found.weights).tolist() == pytest.approx((-whole(model, texts)).tolist(), rel=1e-6)
+    assert (found.higher_is_better, found.chance) == (False, None)
 
 
 def test_an_unknown_task_of_lm_eval_is_named(tmp_path: Path) -> None:

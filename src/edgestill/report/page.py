@@ -1,15 +1,14 @@
 """The page: what was read, written as text and drawings, laid into the template."""
 
-from importlib import resources
 from itertools import groupby
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from edgestill.report import classes, curves, eight_bits, examples, layers, skills, table, tradeoff, words
 from edgestill.report.draw import Plot
 from edgestill.report.folder import Folder
+from edgestill.report.html import html
 from edgestill.report.words import Metric
 
 STATUS = {
@@ -21,11 +20,7 @@ STATUS = {
 
 def render(folder: Folder) -> str:
     """The whole page as HTML text, everything that came from the run escaped."""
-    files = resources.files("edgestill.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files / "template.html").read_text(encoding="utf-8"))
-    style = Markup((files / "style.css").read_text(encoding="utf-8"))
-    return template.render(style=style, **_context(folder)) + "\n"
+    return html("template.html", **_context(folder))
 
 
 def _context(folder: Folder) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import resources
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from edgestill.report import words
 from edgestill.report.draw import HEIGHT, WIDTH, Plot, drawn, grid
+from edgestill.report.html import html
 from edgestill.report.skills import score_of
 from edgestill.report.table import shipped
 from edgestill.report.words import MUTED, Metric
@@ -26,24 +25,18 @@ class Line(NamedTuple):
 
 def render(result: dict[str, Any]) -> str:
     """The page as HTML text."""
-    files = resources.files("edgestill.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files / "students.html").read_text(encoding="utf-8"))
-    style = Markup((files / "style.css").read_text(encoding="utf-8"))
     of = words.metric(result)
     students = result.get("students") or []
-    return (
-        template.render(
-            style=style,
-            task=str(result.get("task", "")),
-            status=str(result.get("status", "done")),
-            teacher=words.short((result.get("teacher") or {}).get("model")),
-            metric=of,
-            skills=[*(students[0].get("skills") or {})] if students else [],
-            plots=[{**plot._asdict(), "svg": Markup(plot.svg)} for plot in plots(result, of)],
-            rows=rows(result, of),
-        )
-        + "\n"
+    return html(
+        "students.html",
+        title="Several students",
+        task=str(result.get("task", "")),
+        status=str(result.get("status", "done")),
+        teacher=words.short((result.get("teacher") or {}).get("model")),
+        metric=of,
+        skills=[*(students[0].get("skills") or {})] if students else [],
+        plots=[{**plot._asdict(), "svg": Markup(plot.svg)} for plot in plots(result, of)],
+        rows=rows(result, of),
     )
 
 

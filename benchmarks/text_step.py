@@ -3,8 +3,9 @@
     python benchmarks/text_step.py [--steps 30] [--threads 1]
 
 The floor is the teacher's forward and the student's forward and backward, of logits whose gradient is given: no loss at
-all. edgestill's loop, with labels and soft labels, and the loss of TRL's GKD trainer at `lmbda=0` where it is installed
-(`pip install --no-deps trl`) take steps on the same batches by turns. Writes a dated page to benchmarks/results.
+all. edgestill's loop, with labels and soft labels, torch's cross-entropy without any soft labels, and the loss of TRL's
+GKD trainer at `lmbda=0` where it is installed (`pip install --no-deps trl`) take steps on the same batches by turns.
+Writes a dated page to benchmarks/results.
 
 B texts, T tokens, V ids.
 """
@@ -77,6 +78,23 @@ def floor_step(student: Any, teacher: Any, ids: torch.Tensor) -> Callable[[int],
     return take
 
 
+def plain_step(student: Any, teacher: Any, ids: torch.Tensor) -> Callable[[int], None]:
+    """The floor with torch's own cross-entropy: what a loss costs that learns nothing of the teacher."""
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
+
+    def take(step: int) -> None:
+        rows = ids[(step * B) % len(ids) :][:B]
+        with torch.no_grad():
+            teacher(rows[:, :-1], use_cache=False)
+        logits = student(rows[:, :-1], use_cache=False).logits
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+
+    return take
+
+
 def trl_step(student: Any, teacher: Any, ids: torch.Tensor) -> Callable[[int], None] | None:
     """A step of TRL's loss for generalised distillation on given answers, None where it is not installed."""
     if importlib.util.find_spec("trl") is None:
@@ -110,7 +128,10 @@ def seconds(pair: tuple[int, int, int, int, int], steps: int) -> dict[str, np.nd
     ids = torch.from_numpy(draws[: 4 * B * (T + 1)].astype(np.int64)).view(4 * B, T + 1)
     expected = TextInput(Padding(), T, ("input_ids", "attention_mask"), "none")
     teacher = llama(wide, deep, vocabulary).eval()
-    others = {"floor": floor_step(llama(narrow, shallow, vocabulary), teacher, ids)}
+    others = {
+        "floor": floor_step(llama(narrow, shallow, vocabulary), teacher, ids),
+        "cross-entropy alone": plain_step(llama(narrow, shallow, vocabulary), teacher, ids),
+    }
     if rival := trl_step(llama(narrow, shallow, vocabulary), teacher, ids):
         others["TRL's GKD, lmbda 0"] = rival
     spent: list[list[float]] = []

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from edgestill import objective as module
-from edgestill.losses import ROW_WISE, SOFT_LOSSES, kl
-from edgestill.losses.fused import in_chunks
+from edgestill.losses import ROW_WISE, SOFT_LOSSES, cross_entropy, kl
+from edgestill.losses.fused import in_chunks, soft_labels
 from edgestill.objective import Objective
 from edgestill.signals import Signal
 
@@ -45,6 +45,60 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(
     for name, value in whole.values.items():
         torch.testing.assert_close(pieces.values[name], value, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(other, gradient, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("hard", [0.0, 0.4])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_labels_by_their_formula_are_those_by_autograd(temperature: float, hard: float) -> None:
+    teacher = random(N, C, seed=1)
+    teacher[:, 6] = -torch.inf  # a padded vocabulary
+    counts, found = (torch.tensor(20.0), 26), []
+    for way in ("autograd", "formula"):
+        logits = random(N, C).requires_grad_()
+        if way == "autograd":
+            values = [
+                cross_entropy(logits, LABELS, count=counts[0]),
+                kl(logits, teacher, temperature=temperature, count=counts[1]),
+            ]
+        else:
+            values = [
+                *soft_labels(logits, teacher, LABELS, (hard, 0.6), temperature=temperature, counts=counts, chunk=4 * C)
+            ]
+        (5 * (hard * values[0] + 0.6 * values[1])).backward()
+        found.append((values, logits.grad))
+    (expected, gradient), (values, other) = found
+    if hard:
+        torch.testing.assert_close(values[0], expected[0], rtol=1e-12, atol=0)
+    else:
+        assert not values[0].detach()
+    torch.testing.assert_close(values[1], expected[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(other, gradient, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_an_objective_of_soft_labels_is_the_same_by_formula(alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, mask, found = random(N, C, seed=1), torch.arange(N) != 1, []
+    monkeypatch.setattr(module, "in_chunks", None)  # the way by autograd
+    for large in (10**9, 0):
+        monkeypatch.setattr(module, "LARGE", large)
+        logits = random(N, C).requires_grad_()
+        parts = Objective(alpha=alpha, temperature=2.0)(logits, LABELS, Signal(teacher), mask=mask)
+        parts.loss.backward()
+        found.append((parts.values, logits.grad))
+    assert found[0][0].keys() == found[1][0].keys()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-14)
+
+
+def test_soft_labels_of_equal_logits_are_zero_also_in_half_precision() -> None:
+    logits = torch.randn(4, 9).bfloat16().requires_grad_()
+    values = soft_labels(
+        logits, logits.detach(), torch.full((4,), -1), (0.5, 0.5), temperature=4.0, counts=(1, 4), chunk=9
+    )
+    (0.5 * values).sum().backward()
+    assert values.tolist() == [0, 0]
+    assert values.dtype == torch.float32
+    assert logits.grad.dtype == torch.bfloat16
+    assert not logits.grad.any()
 
 
 def test_labels_that_are_probabilities_and_masks_are_cut_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

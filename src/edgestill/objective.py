@@ -14,7 +14,7 @@ from edgestill.aligners import AlignerKind, aligner_for
 from edgestill.errors import UserError, closest, first_line
 from edgestill.losses import CHANNEL_FREE, OF_SAMPLES, ROW_WISE, Loss, cross_entropy, kl
 from edgestill.losses import standardize as standardized
-from edgestill.losses.fused import Part, in_chunks
+from edgestill.losses.fused import Part, in_chunks, soft_labels
 from edgestill.losses.reduce import channels_first, wide
 from edgestill.signals import Signal
 
@@ -183,8 +183,15 @@ class Objective(nn.Module):
         weights |= {"hard": 1 - alpha} if "hard" in over_logits else {}
         weights |= {"soft": alpha} if "soft" in over_logits else {}
         if large:
-            found = in_chunks(logits, [*over_logits.values()], [weights[name] for name in over_logits])
-            values |= dict(zip(over_logits, found.unbind(), strict=True))
+            if signal is not None and "soft" in over_logits and self._plain and not labels.is_floating_point():
+                numbers = labels if mask is None else labels.where(mask, -1)
+                counted = (labelled["count"], samples["count"])
+                found = soft_labels(
+                    logits, signal.logits, numbers, (1 - alpha, alpha), temperature=temperature, counts=counted
+                ).unbind()[-len(over_logits) :]
+            else:
+                found = in_chunks(logits, [*over_logits.values()], [weights[name] for name in over_logits]).unbind()
+            values |= dict(zip(over_logits, found, strict=True))
         else:
             values |= {name: part(logits, slice(None)) for name, part in over_logits.items()}
         for (name, term), aligner in zip(self.terms.items(), self.aligners, strict=True):
@@ -229,6 +236,13 @@ class Objective(nn.Module):
         """Whether the parts over logits are sums over rows."""
         losses = (self.hard_loss, self.soft_loss)
         return all(loss is None or getattr(loss, "func", loss) in ROW_WISE for loss in losses)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the parts over logits are cross-entropy and soft labels as they are."""
+        return (
+            self.hard_loss is cross_entropy and self.soft_loss is kl and not (self.label_smoothing or self.standardize)
+        )
 
     def _over_logits(
         self,

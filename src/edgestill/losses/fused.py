@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgestill.losses.logits import log_probabilities
+
 Part = Callable[[Tensor, slice], Tensor]
 """A part of the loss on some rows of the student's logits, divided by the count of all: (logits, rows) -> scalar."""
 
-CHUNK, CHUNK_ON_GPU = 2**18, 2**24
-"""Logits at a time: 1 MB in float32, which a CPU's cache holds; on a GPU enough to fill it."""
+Piece = Callable[[Tensor, slice, Tensor | None], Tensor]
+"""The values [P] of all parts on some rows; the gradient of their weighted sum is written to the third, if there."""
+
+CHUNK, CHUNK_ON_GPU = 2**17, 2**24
+"""Logits at a time: 0.5 MB in float32, of which a CPU's cache holds several; on a GPU enough to fill it."""
 
 
 def in_chunks(student: Tensor, parts: Sequence[Part], weights: Sequence[float], chunk: int | None = None) -> Tensor:
@@ -35,28 +40,95 @@ def in_chunks(student: Tensor, parts: Sequence[Part], weights: Sequence[float], 
     (tensor([30.], grad_fn=<_InChunksBackward>), tensor([[1., 2.],
             [3., 4.]]))
     """
+
+    def piece(rows: Tensor, chosen: slice, gradient: Tensor | None) -> Tensor:
+        if gradient is None:
+            return torch.stack([part(rows, chosen) for part in parts])
+        with torch.enable_grad():
+            own = rows.detach().requires_grad_()
+            found = [part(own, chosen) for part in parts]
+            total = sum(weight * value for weight, value in zip(weights, found, strict=True) if weight)
+        gradient.copy_(torch.autograd.grad(total, own)[0]) if isinstance(total, Tensor) else gradient.zero_()
+        return torch.stack([value.detach() for value in found])
+
+    return _summed(student, piece, weights, chunk)
+
+
+def soft_labels(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    weights: tuple[float, float],
+    *,
+    temperature: float,
+    counts: tuple[Tensor | float, Tensor | float],
+    chunk: int | None = None,
+) -> Tensor:
+    """`[cross_entropy(student, labels), kl(student, teacher)]`, as `in_chunks` of the two and in a third of its time.
+
+    Their gradient is known, softmax minus target, and needs nothing that the values do not have: at a temperature of 1
+    one softmax of the student serves both.
+
+    Args:
+        student, teacher: logits [N, C].
+        labels: class numbers [N], negative where missing.
+        weights: of the two, as in `in_chunks`; where the first is 0, so is its value. The second is not.
+        counts: what the sums of the two are divided by.
+
+    >>> logits = torch.zeros(1, 2, requires_grad=True)
+    >>> values = soft_labels(
+    ...     logits, torch.tensor([[2.0, 0.0]]), torch.tensor([1]), (0.5, 0.5), temperature=2, counts=(1, 1)
+    ... )
+    >>> (0.5 * values).sum().backward()
+    >>> values, logits.grad
+    (tensor([0.6931, 0.4438], grad_fn=<_InChunksBackward>), tensor([[ 0.0189, -0.0189]]))
+    """
+    hard, soft = (
+        weights[0],
+        student.new_tensor(temperature * weights[1], dtype=torch.promote_types(student.dtype, torch.float32))
+        / counts[1],
+    )
+
+    def piece(rows: Tensor, chosen: slice, gradient: Tensor | None) -> Tensor:
+        # in place where it can be: the passes over what the cache holds are all the time that this takes
+        student_log = log_probabilities(rows, temperature)
+        teacher_log = log_probabilities(teacher[chosen], temperature)
+        target = teacher_log.exp()
+        divergence = temperature**2 * torch.linalg.vecdot(target, teacher_log.sub_(student_log)).sum() / counts[1]
+        entropy, slope = torch.zeros_like(divergence), target.mul_(-soft)
+        sides = [(student_log, soft)]
+        if hard:
+            label = labels[chosen].unsqueeze(-1)
+            share = (label >= 0).to(slope.dtype) / counts[0]
+            label, steep = label.clamp(min=0), hard * share
+            label_log = student_log if temperature == 1 else log_probabilities(rows, 1.0)
+            entropy = -(label_log.gather(-1, label) * share).sum()
+            slope.scatter_add_(-1, label, -steep)
+            sides = [(student_log, soft + steep)] if temperature == 1 else [*sides, (label_log, steep)]
+        if gradient is not None:
+            for log, steep in sides:
+                slope.addcmul_(log.exp_(), steep)
+            gradient.copy_(slope)
+        return torch.stack([entropy, divergence])
+
+    return _summed(student, piece, weights, chunk)
+
+
+def _summed(student: Tensor, piece: Piece, weights: Sequence[float], chunk: int | None) -> Tensor:
     chunk = chunk or (CHUNK if student.device.type == "cpu" else CHUNK_ON_GPU)
     rows = max(1, chunk // max(student.shape[-1], 1))
-    values: Tensor = _InChunks.apply(student, parts, tuple(weights), rows)  # type: ignore[no-untyped-call]
+    values: Tensor = _InChunks.apply(student, piece, tuple(weights), rows)  # type: ignore[no-untyped-call]
     return values
 
 
 class _InChunks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, parts: Sequence[Part], weights: tuple[float, ...], rows: int) -> Tensor:
-        values = student.new_zeros(len(parts), dtype=torch.promote_types(student.dtype, torch.float32))
+    def forward(ctx: Any, student: Tensor, piece: Piece, weights: tuple[float, ...], rows: int) -> Tensor:
+        values = student.new_zeros(len(weights), dtype=torch.promote_types(student.dtype, torch.float32))
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         for start in range(0, len(student), rows):
             chosen = slice(start, start + rows)
-            if gradient is None:
-                values += torch.stack([part(student[chosen], chosen) for part in parts])
-                continue
-            with torch.enable_grad():
-                own = student[chosen].detach().requires_grad_()
-                found = [part(own, chosen) for part in parts]
-                total = sum(weight * value for weight, value in zip(weights, found, strict=True) if weight)
-            gradient[chosen] = torch.autograd.grad(total, own)[0] if isinstance(total, Tensor) else 0
-            values += torch.stack([value.detach() for value in found])
+            values += piece(student[chosen], chosen, None if gradient is None else gradient[chosen])
         ctx.gradient, ctx.weights = gradient, weights
         return values
 
@@ -66,4 +138,7 @@ class _InChunks(torch.autograd.Function):
         place = next((place for place, weight in enumerate(ctx.weights) if weight), None)
         if gradient is None or place is None:
             return None, None, None, None
-        return gradient.mul_((factors[place] / ctx.weights[place]).to(gradient.dtype)), None, None, None
+        factor = (factors[place] / ctx.weights[place]).to(gradient.dtype)
+        if factor.device.type == "cpu" and factor == 1:  # as good as always; on a GPU the question costs more
+            return gradient, None, None, None
+        return gradient.mul_(factor), None, None, None

@@ -94,14 +94,15 @@ def _operators_of_onnx_are_listed_once():
 @pytest.fixture(scope="session")
 def bare_runs():
     """A context whose runs go without what has tests of its own, and takes longer than a small training: the files that
-    are tried before it, and the report behind it."""
+    are tried before it, and the report behind it unless it is asked for."""
     from edgestill import deliver, report
 
     @contextmanager
-    def bare():
+    def bare(with_report=False):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(deliver, "check", lambda job: None)
-            patch.setattr(report, "write", lambda place: place / "report.html")
+            if not with_report:
+                patch.setattr(report, "write", lambda place: place / "report.html")
             yield
 
     return bare

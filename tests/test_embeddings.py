@@ -66,9 +66,10 @@ def saved(folder: Path, made: tuple[Any, Any], pooling: Any = None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, bare_runs: Any) -> Path:
     folder = tmp_path_factory.mktemp("embeddings")
-    job.run(load_recipe(written(folder)), folder / "run", track=progress.silent)
+    with bare_runs(with_report=True):
+        job.run(load_recipe(written(folder)), folder / "run", track=progress.silent)
     return folder / "run"
 
 
@@ -335,6 +336,7 @@ def test_padding_changes_no_embedding_and_a_student_keeps_the_pooling(
     np.testing.assert_allclose(told, padded.numpy(), atol=1e-5)
 
 
+@pytest.mark.usefixtures("bare")
 def test_texts_alone_are_learned_from_the_teacher(whole: Path, tmp_path: Path) -> None:
     """By a student of another width, whose similarities come nearer to the teacher's."""
     text = RECIPE.replace(f'"{NETS}:bert", fit: {{epochs: 12, lr: 3e-3}}', f'"hf:{whole / "teacher"}"')
@@ -523,6 +525,7 @@ def test_a_function_may_return_vectors_of_texts_or_of_tokens(
             "pools by mean and cls",
         ),
         ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "pools by weightedmean"),
+        ("sentence_bert_config.json", {"max_seq_length": 40, "do_lower_case": True}, "has texts lower-cased"),
     ],
 )
 def test_what_a_folder_says_and_is_not_known_is_refused(

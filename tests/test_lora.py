@@ -1,9 +1,7 @@
 """Students trained by adapters of low rank: what trains, what it ends as, and what is refused."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from edgestill.students.lora import Lora, adapted, targets_of
 from edgestill.taps import record
 from edgestill.train import Options, _optimizer
 from test_texts_refused import PLAIN
-from text_recipes import CLASSES, TOKENS, written
+from text_recipes import CLASSES, TOKENS, stopped_and_resumed, written
 
 pytest.importorskip("peft", reason="adapters are peft's")
 
@@ -83,10 +81,11 @@ def test_adapters_alone_get_gradients_and_a_place_in_the_optimizer() -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, bare_runs: Any) -> Path:
     folder = tmp_path_factory.mktemp("lora")
     recipe = load_recipe(written(folder, CLASSES), [*QUICK, "train.ema=0.9", "export=[onnx]"])
-    job.run(recipe, folder / "run", track=progress.silent)
+    with bare_runs(with_report=True):
+        job.run(recipe, folder / "run", track=progress.silent)
     return folder / "run"
 
 
@@ -135,20 +134,12 @@ def test_the_saved_student_answers_as_the_adapted_one(whole: Path) -> None:
         torch.testing.assert_close(saved.state_dict()[key], begun[key], rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("bare")
 def test_same_seed_same_bits_and_resuming_ends_the_same(whole: Path, tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, CLASSES), [*QUICK, "train.ema=0.9", "export=[onnx]"])
-
-    def interrupt(items: Any, description: str, total: int) -> Any:
-        for step, item in enumerate(items):
-            if description == "student seed 0" and step == total // 2:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield item
-
-    with pytest.raises(KeyboardInterrupt):
-        job.run(recipe, tmp_path / "run", track=interrupt, deliver_files=False)
-    job.run(recipe, tmp_path / "run", resume=True, track=progress.silent, deliver_files=False)
-    assert result_of(tmp_path / "run")["arms"] == result_of(whole)["arms"]
-    ends = [checkpoint.load(run / "arms" / "student" / "0" / "final.pt") for run in (tmp_path / "run", whole)]
+    stopped = stopped_and_resumed(whole, tmp_path / "run", recipe)
+    assert result_of(stopped)["arms"] == result_of(whole)["arms"]
+    ends = [checkpoint.load(run / "arms" / "student" / "0" / "final.pt") for run in (stopped, whole)]
     assert all(torch.equal(ends[0]["student"][key], ends[1]["student"][key]) for key in ends[1]["student"])
 
 
@@ -158,6 +149,7 @@ def test_the_verbs_go_on_from_a_run_with_adapters(whole: Path, tmp_path: Path) -
     assert result_of(again)["artifacts"][0]["quality"] == result_of(whole)["artifacts"][0]["quality"]
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_new_classifier_is_trained_beside_the_adapters(tmp_path: Path) -> None:
     """Of a model whose folder has none; of one that has it, it is left as it is."""
     torch.manual_seed(0)
@@ -183,6 +175,7 @@ def test_a_new_classifier_is_trained_beside_the_adapters(tmp_path: Path) -> None
     assert moved == queries | {*fresh["body"]}
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_language_model_is_trained_by_adapters(tmp_path: Path) -> None:
     overrides = [*QUICK, "teacher.precision=bf16", "distill.terms=[{loss: hint, weight: balanced}]"]
     job.run(

@@ -1,8 +1,6 @@
 """A teacher in bfloat16 or with weights of 8 bits: near the float one, smaller, and a teacher like any other."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +28,7 @@ from edgestill.students.depth import blocks_of, shallower
 from edgestill.taps import found
 from edgestill.tasks.sequences import Sequences
 from edgestill.teachers.online import OnlineTeacher
-from text_recipes import CLASSES, NETS, TOKENS, written
+from text_recipes import CLASSES, NETS, TOKENS, stopped_and_resumed, written
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -190,10 +188,13 @@ QUICK = ["teacher.fit.epochs=4", "train.epochs=0.5", "compare.scratch=false"]
 
 
 @pytest.fixture(scope="module", params=["bf16", "int8"])
-def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def lowered(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bare_runs: Any
+) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp(request.param)
     recipe = load_recipe(written(folder, CLASSES), [*QUICK, "export=[onnx]", f"teacher.precision={request.param}"])
-    job.run(recipe, folder / "run", track=progress.silent)
+    with bare_runs(with_report=True):
+        job.run(recipe, folder / "run", track=progress.silent)
     return request.param, folder / "run"
 
 
@@ -239,20 +240,12 @@ def test_the_verbs_go_on_with_a_lowered_teacher(lowered: tuple[str, Path]) -> No
     assert after["teacher"]["bytes"] == before["teacher"]["bytes"] > 4 * after["teacher"]["parameters"]
 
 
+@pytest.mark.usefixtures("bare")
 def test_resuming_with_a_lowered_teacher_ends_the_same(lowered: tuple[str, Path], tmp_path: Path) -> None:
     precision, whole = lowered
     recipe = load_recipe(written(tmp_path, CLASSES), [*QUICK, "export=[onnx]", f"teacher.precision={precision}"])
-
-    def interrupt(items: Any, description: str, total: int) -> Any:
-        for step, item in enumerate(items):
-            if description == "student seed 0" and step == total // 2:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield item
-
-    with pytest.raises(KeyboardInterrupt):
-        job.run(recipe, tmp_path / "run", track=interrupt, deliver_files=False)
-    job.run(recipe, tmp_path / "run", resume=True, track=progress.silent, deliver_files=False)
-    results = [json.loads((run / "result.json").read_text()) for run in (tmp_path / "run", whole)]
+    stopped = stopped_and_resumed(whole, tmp_path / "run", recipe)
+    results = [json.loads((run / "result.json").read_text()) for run in (stopped, whole)]
     assert results[0]["arms"] == results[1]["arms"]
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,28 +16,28 @@ SMALL = [
     "teacher.options={width: 32, layers: 1, heads: 2}",
     "student.options={width: 16, layers: 1, heads: 2}",
     "teacher.fit.epochs=1",
-    "train.epochs=0.05",
+    "train.epochs=0.3",
     "export=[onnx]",
     "budget={}",
 ]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, bare_runs: Any) -> tuple[Path, Path]:
     """The same recipe twice, with one cache, of a Python installation with few modules."""
     folder = tmp_path_factory.mktemp("python-code")
     (folder / "python").mkdir()
     get_path = sysconfig.get_path
-    for module in sorted(Path(get_path("stdlib")).glob("*.py"))[::3]:
+    for module in sorted(Path(get_path("stdlib")).glob("*.py"))[::5]:
         shutil.copy(module, folder / "python")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, bare_runs(with_report=True):
         patch.setattr(
             sysconfig,
             "get_path",
             lambda name, *more: str(folder / "python") if name == "stdlib" else get_path(name, *more),
         )
         patch.setenv("EDGESTILL_CACHE", str(folder / "cache"))
-        for name, more in (("first", []), ("second", ["train.epochs=0.1"])):
+        for name, more in (("first", []), ("second", ["train.epochs=0.6"])):
             made = load_recipe("python-code", [*SMALL, *more])
             job.run(made, folder / name, track=progress.silent, deliver_files=name == "first")
     return folder / "first", folder / "second"

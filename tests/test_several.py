@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,8 +35,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(recipe: Path) -> Path:
-    run_students(load_recipes(recipe), recipe.parent / "run", track=progress.silent)
+def place(recipe: Path, bare_runs: Any) -> Path:
+    with bare_runs(with_report=True):
+        run_students(load_recipes(recipe), recipe.parent / "run", track=progress.silent)
     return recipe.parent / "run"
 
 

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -384,10 +385,11 @@ budget: {{keep: {{sums: 0.99}}}}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, bare_runs: Any) -> Path:
     folder = tmp_path_factory.mktemp("skills")
     (folder / "recipe.yaml").write_text(RECIPE)
-    job.run(load_recipe(folder / "recipe.yaml"), folder / "run", track=progress.silent)
+    with bare_runs(with_report=True):
+        job.run(load_recipe(folder / "recipe.yaml"), folder / "run", track=progress.silent)
     return folder / "run"
 
 
@@ -450,7 +452,7 @@ def test_skills_are_changed_on_a_trained_run(run: Path, tmp_path: Path, capsys: 
     assert main(["evaluate", str(run), "--quiet", "--set=budget={keep: {odd: 1.0, sums: 1.0}}"]) == 3
     assert "MISSED" in capsys.readouterr().out
     assert main(["evaluate", str(run), "--quiet", "--set=train.lr=1"]) == 2
-    before = result_of(run)
+    before, replies = result_of(run), (run / "skills" / "odd.json").read_bytes()
     hard = ["--set=budget={keep: {odd: 0.5}}", "--set=skills.odd.prompt='7'", "--set=skills.odd.tokens=1"]
     (run.parent / "never.py").write_text("def score(reply, row):\n    return 0\n")
     hard.append(f"--set=skills.odd.scorer={run.parent / 'never.py'}:score")
@@ -458,6 +460,7 @@ def test_skills_are_changed_on_a_trained_run(run: Path, tmp_path: Path, capsys: 
     assert "cannot be kept" in capsys.readouterr().err
     after = result_of(run)
     assert (after["skills"], after["artifacts"]) == (before["skills"], before["artifacts"]), "nothing is lost"
+    assert (run / "skills" / "odd.json").read_bytes() == replies
 
 
 @pytest.mark.parametrize(
@@ -474,6 +477,7 @@ def test_skills_are_changed_on_a_trained_run(run: Path, tmp_path: Path, capsys: 
         ("skills.sums.data=nowhere.jsonl", "is not there"),
         ("skills.sums.shots=3", "shots and examples belong together"),
         ("skills.bits.prompt=x", "is not for the scorer bits-per-byte"),
+        ("skills.bits.tokens=8", "tokens: is not for the scorer bits-per-byte"),
         ("skills.bits.scorer=lm-eval", "needs `task`"),
         ("skills={perplexity: {scorer: perplexity, data: x.txt}}", "there is no skill 'sums'"),
         ("task=text-classification", "are those of language models"),

@@ -1,9 +1,7 @@
 """Texts, from a recipe to measured files: one end-to-end run of a classifier, and what is promised of each part."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from edgestill.data.texts import load_texts
 from edgestill.models import TextInput, load_text_model
 from edgestill.recipe import load_recipe
 from edgestill.tasks.sequences import Sequences
-from text_recipes import CLASSES, NETS, THREE_BLOCKS, result_of, written
+from text_recipes import CLASSES, NETS, THREE_BLOCKS, result_of, stopped_and_resumed, written
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +99,7 @@ def test_the_verbs_go_on_from_a_run_of_texts(classes: Path, tmp_path: Path) -> N
 @pytest.mark.usefixtures("bare")
 def test_same_seed_same_bits_and_resuming_ends_the_same(classes: Path, tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, CLASSES), THREE_BLOCKS)
-    stopped = tmp_path / "run"
-
-    def interrupt(items, description, total):
-        for step, item in enumerate(items):
-            if description == "student seed 0" and step == total // 2:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield item
-
-    with pytest.raises(KeyboardInterrupt):
-        job.run(recipe, stopped, track=interrupt, deliver_files=False)
-    job.run(recipe, stopped, resume=True, track=progress.silent, deliver_files=False)
+    stopped = stopped_and_resumed(classes, tmp_path / "run", recipe)
     assert result_of(stopped)["arms"] == result_of(classes)["arms"]
 
 

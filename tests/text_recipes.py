@@ -1,7 +1,18 @@
 """Recipes of small runs of texts."""
 
 import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgestill import progress
+from edgestill import run as job
+from edgestill.recipe import Recipe
 
 HERE = Path(__file__).parent
 NETS = f"{HERE}/small_texts.py"
@@ -28,6 +39,24 @@ TWO_BLOCKS = ["teacher.options={num_hidden_layers: 2}", "student.from_teacher.de
 def written(folder: Path, text: str) -> Path:
     (folder / "recipe.yaml").write_text(text)
     return folder / "recipe.yaml"
+
+
+def stopped_and_resumed(whole: Path, folder: Path, recipe: Recipe) -> Path:
+    """A copy of a run whose student is trained anew, stopped in the midst of it and gone on with."""
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "arms" / "student")
+
+    def interrupt(items: Any, description: str, total: int) -> Iterator[Any]:
+        for step, item in enumerate(items):
+            if description == "student seed 0" and step == total // 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        job.run(recipe, folder, resume=True, track=interrupt, deliver_files=False)
+    assert not (folder / "arms" / "student" / "0" / "outcome.json").exists()
+    job.run(recipe, folder, resume=True, track=progress.silent, deliver_files=False)
+    return folder
 
 
 def result_of(run: Path) -> dict:

@@ -5,8 +5,10 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -156,6 +158,21 @@ def _told(out: Path, result: dict[str, Any]) -> Iterator[None]:
             write_json(out / RESULT, result)
         except ValueError:  # a number that JSON does not know: the status is told all the same
             write_json(out / RESULT, {key: result[key] for key in ("version", "status", "error") if key in result})
+            raise
+
+
+@contextmanager
+def put_back(path: Path) -> Iterator[None]:
+    """What a folder holds stays as it was where the block is refused or interrupted."""
+    with tempfile.TemporaryDirectory() as kept:
+        if path.is_dir():
+            shutil.copytree(path, kept, dirs_exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            if any(Path(kept).iterdir()):
+                shutil.copytree(kept, path)
             raise
 
 

@@ -37,7 +37,13 @@ def _layout(name: str) -> tuple[Pooling, int | None]:
             f"hf:{name}: its sentence-transformers modules have {unknown[0]}; sentence-embedding takes Transformer, "
             "Pooling and Normalize alone: let a file.py:function put the model together"
         )
-    length = (_read(name, "sentence_bert_config.json") or {}).get("max_seq_length")
+    described = _read(name, "sentence_bert_config.json") or {}
+    if described.get("do_lower_case"):
+        raise UserError(
+            f"hf:{name}: sentence_bert_config.json has texts lower-cased before their tokens are made "
+            "(do_lower_case), which sentence-embedding leaves to the tokenizer: give it a lower-casing normalizer"
+        )
+    length = described.get("max_seq_length")
     if length is not None and not isinstance(length, int):
         raise TypeError(f"max_seq_length is {length!r}")
     pooling = next((part for part in modules if _kind(part) == "Pooling"), None)

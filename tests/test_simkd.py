@@ -319,7 +319,7 @@ def test_a_student_that_runs_on_nothing_but_its_own_parts_is_refused():
 def batch_at(step: int, settings: Settings) -> Batch:
     generator = torch.Generator().manual_seed(step)
     pixels = torch.randint(0, 256, (16, 8, 8, 1), generator=generator, dtype=torch.uint8)
-    return Batch(pixels, torch.randint(0, 4, (16,), generator=generator), np.arange(16))
+    return Batch(pixels, torch.randint(0, 4, (16,), generator=generator), np.arange(16), np.zeros(16, np.int64))
 
 
 def trained(

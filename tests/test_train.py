@@ -40,7 +40,7 @@ def network(width: int, seed: int) -> Model:
 def batch_at(step: int, settings: Settings) -> Batch:
     generator = torch.Generator().manual_seed(step)
     pixels = torch.randint(0, 256, (16, 8, 8, 1), generator=generator, dtype=torch.uint8)
-    return Batch(pixels, torch.randint(0, 3, (16,), generator=generator), np.arange(16))
+    return Batch(pixels, torch.randint(0, 3, (16,), generator=generator), np.arange(16), np.zeros(16, np.int64))
 
 
 def schedule(steps: int, terms: tuple[str, ...]) -> Schedule:
@@ -100,7 +100,7 @@ def run(
         if step == press_at:
             os.kill(os.getpid(), signal.SIGINT)
         if step == poison:
-            return Batch(torch.full(made.pixels.shape, float("nan")), made.labels, made.indices)
+            return Batch(torch.full(made.pixels.shape, float("nan")), made.labels, made.indices, made.views)
         return made
 
     plan = schedule(steps, ("attention/1",) if smooth else ("hint/1", "attention/1"))

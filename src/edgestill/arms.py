@@ -26,6 +26,7 @@ from edgestill.progress import silent
 from edgestill.students.lora import adapted
 from edgestill.tasks.samples import Samples
 from edgestill.teachers.online import OnlineTeacher
+from edgestill.teachers.stored import StoredTeacher
 from edgestill.train import Track, Trained, train
 
 Log = Callable[[dict[str, Any]], None]
@@ -172,6 +173,11 @@ def difficulty(job: Job, track: Track) -> NDArray[np.float64] | None:
     if all(phase.order == "uniform" for phase in job.recipe.phases):
         return None
     samples = job.splits.train
+    if job.store is not None:
+        classes = samples.labels
+        if job.metric is ACCURACY and (classes < 0).any():
+            classes = np.where(classes >= 0, classes, job.store.likeliest())
+        return ranks_within_class(job.store.losses(), classes)
     rows = answers(job, job.teacher, samples, "teacher: ranking by loss", track)
     classes = samples.labels
     if job.metric is ACCURACY:
@@ -225,12 +231,16 @@ def _train(
     track: Track,
     resume: bool,
 ) -> Trained:
-    teacher = None
+    teacher: OnlineTeacher | StoredTeacher | None = None
     if not job.schedule(arm).phases:  # a student with weights, and a phase that trains it for 8 bits alone
         return Trained(job.validate(model.input)(to_device(model.module, job.device)))
     if arm in (STUDENT, QUANTIZED):
         precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
-        teacher = OnlineTeacher(job.teacher, job.device, precision)
+        teacher = (
+            StoredTeacher(job.store, job.device)
+            if job.store is not None
+            else OnlineTeacher(job.teacher, job.device, precision)
+        )
     torch.manual_seed(seed)
     objective = job.objective(arm)
     if arm == QUANTIZED and (student := checkpoint.load(place_of(out, STUDENT, seed) / "last.pt")):

@@ -46,8 +46,8 @@ def measured() -> list[dict[str, Any]]:
     student, teacher = (load_function(f"{folder / 'resnet_cifar.py'}:{name}")() for name in ("resnet8", "resnet20"))
     images = torch.randn(SAMPLES, 3, 32, 32)
     with torch.no_grad(), record(teacher, STAGES) as teacher_taps:
-        signal = Signal(3 * standardize(teacher(images)), teacher_taps)
-    labels = signal.logits.argmax(1)
+        told = 3 * standardize(teacher(images))
+    signal, labels = Signal(told, teacher_taps), told.argmax(1)
     with record(student, STAGES) as taps:
         logits = student(images)
     parameters = [*student.parameters()]
@@ -56,7 +56,7 @@ def measured() -> list[dict[str, Any]]:
         gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
         return float(nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]))
 
-    reference = ALPHA * norm(SOFT_LOSSES["kl"](logits, signal.logits, temperature=TEMPERATURE))
+    reference = ALPHA * norm(SOFT_LOSSES["kl"](logits, told, temperature=TEMPERATURE))
 
     def row(name: str, place: str, value: Tensor, options: dict[str, Any]) -> dict[str, Any]:
         gradient = norm(value)

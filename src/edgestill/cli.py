@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _done(options: argparse.Namespace) -> int:
     """Runs the verb that was asked for; its exit code."""
     try:
-        if options.verb not in (_run, _train):
+        if options.verb not in (_run, _train, _capture):
             alone()
         code: int = options.verb(options)
     except UserError as error:
@@ -30,7 +30,8 @@ def _done(options: argparse.Namespace) -> int:
         return MISTAKE
     except KeyboardInterrupt as error:
         where = getattr(options, "out", None)
-        hint = f"; the same command with --out {where} --resume goes on" if where else ""
+        resume = " --resume" if hasattr(options, "resume") else ""
+        hint = f"; the same command with --out {where}{resume} goes on" if where else ""
         if tells(error):
             print(f"edgestill: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
@@ -62,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
         sub.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
         _output(sub)
+    sub = add("capture", _capture, "what a recipe's teacher says of its training data, once, for `teacher.store`")
+    sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe")
+    sub.add_argument("--out", metavar="DIR", required=True, help="the store; one that is there is gone on with")
+    sub.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
+    sub.add_argument("--quiet", action="store_true", help="nothing but the result")
+    store = add("store", _store, "verify: reads every byte of a store, and names what is damaged")
+    store.add_argument("step", choices=("verify",))
+    store.add_argument("store", metavar="DIR", type=Path, help="a store")
     for name, again, text in (
         ("export", _export, "export and verify the student of a run again"),
         ("evaluate", _evaluate, "score the artifacts of a run on its test set, and ask all its models for its skills"),
@@ -137,6 +146,30 @@ def _do_run(options: argparse.Namespace, deliver: bool) -> int:
     given = {"resume": options.resume, "track": _track(options), "deliver_files": deliver}
     result = run(recipes[""], options.out, **given) if "" in recipes else run_students(recipes, options.out, **given)
     return _show(result, options) if result else OK  # process 0 of several shows it
+
+
+def _capture(options: argparse.Namespace) -> int:
+    from edgestill.recipe import load_recipe
+
+    with met_by_all():
+        recipe = load_recipe(options.recipe, options.overrides)
+    from edgestill.stores import capture
+
+    found = capture(recipe, options.out, track=_track(options))
+    print(f"{options.out}: {found.made} shards captured, {found.kept} were there; {found.asked:,} rows asked")
+    return OK
+
+
+def _store(options: argparse.Namespace) -> int:
+    from edgestill.stores import verify
+
+    store, damaged = verify(options.store)
+    if damaged:
+        raise UserError(
+            f"{options.store} is damaged in {'; '.join(damaged)}: `edgestill capture` into it captures that again"
+        )
+    print(f"{options.store}: {store.description.total:,} rows in {len(store.pieces)} shards are as they were written")
+    return OK
 
 
 def _on_folder(step: str, *names: str) -> Callable[[argparse.Namespace], int]:

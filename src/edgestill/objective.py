@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from edgestill.aligners import AlignerKind, aligner_for
 from edgestill.errors import UserError, closest, first_line
-from edgestill.losses import CHANNEL_FREE, OF_SAMPLES, ROW_WISE, Loss, cross_entropy, kl
+from edgestill.losses import CHANNEL_FREE, OF_SAMPLES, ROW_WISE, Loss, bucketed, cross_entropy, drawn_kl, kl
 from edgestill.losses import standardize as standardized
 from edgestill.losses.fused import Part, in_chunks, soft_labels
 from edgestill.losses.reduce import channels_first, wide
-from edgestill.signals import Signal
+from edgestill.signals import Buckets, Draws, Signal
 
 LARGE = 2**20
 """Logits of a batch from which on the parts over them are made a chunk of rows at a time."""
@@ -183,11 +183,12 @@ class Objective(nn.Module):
         weights |= {"hard": 1 - alpha} if "hard" in over_logits else {}
         weights |= {"soft": alpha} if "soft" in over_logits else {}
         if large:
-            if signal is not None and "soft" in over_logits and self._plain and not labels.is_floating_point():
+            told = signal.logits if signal is not None and "soft" in over_logits and self._plain else None
+            if isinstance(told, Tensor) and not labels.is_floating_point():
                 numbers = labels if mask is None else labels.where(mask, -1)
                 counted = (labelled["count"], samples["count"])
                 found = soft_labels(
-                    logits, signal.logits, numbers, (1 - alpha, alpha), temperature=temperature, counts=counted
+                    logits, told, numbers, (1 - alpha, alpha), temperature=temperature, counts=counted
                 ).unbind()[-len(over_logits) :]
             else:
                 found = in_chunks(logits, [*over_logits.values()], [weights[name] for name in over_logits]).unbind()
@@ -267,6 +268,12 @@ class Objective(nn.Module):
             assert signal is not None
             assert self.soft_loss is not None
             teacher = signal.logits[rows]
+            if isinstance(teacher, Draws):
+                drawn = (teacher.ids, teacher.shares, teacher.entropy)
+                return drawn_kl(student, *drawn, temperature=teacher.temperature, **samples)
+            if isinstance(teacher, Buckets):
+                at = shared["temperature"]
+                student, teacher = bucketed(student, teacher.ids, at), teacher.at(at)
             pair = (standardized(student), standardized(teacher)) if self.standardize else (student, teacher)
             given = {name: shared[name] for name in shared if name in self._soft_options}
             if given.get("labels") is not None:

@@ -34,6 +34,7 @@ from edgestill.assemble import (
     TEACHER,
     Job,
     assemble,
+    check_store,
     cpu_threads,
     with_measured_maps,
 )
@@ -163,6 +164,7 @@ def _train_all(
     recipe, seconds = job.recipe, result["seconds"]
     if fits_teacher(job):
         fit_teacher(job, place, log, track, resume, teachers)
+    job.processes.first(lambda: check_store(job))
     teacher_rows: list[NDArray[np.float32]] = []
 
     def measure_teacher() -> NDArray[np.float64] | None:
@@ -321,9 +323,10 @@ def evaluate_again(place: Path, *, overrides: Sequence[str] = (), track: Track =
         result["artifacts"] = [measured[artifact["name"]] | artifact for artifact in described]
         deliver.check_parity(job, result["artifacts"])
         asked = copy.deepcopy(result)  # so that what is refused on the way leaves the old result
-        skills.measure_teacher(job, place, asked, track)
-        skills.measure_trained(job, place, asked, student, track)
-        skills.measure_artifacts(job, place, asked, student, track)
+        with folder.put_back(place / skills.FOLDER):
+            skills.measure_teacher(job, place, asked, track)
+            skills.measure_trained(job, place, asked, student, track)
+            skills.measure_artifacts(job, place, asked, student, track)
         result.pop("skills", None)
         result |= asked
         folder.write_text(place / folder.RECIPE, dump(job.recipe))

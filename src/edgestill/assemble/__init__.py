@@ -11,6 +11,7 @@ from edgestill.assemble.job import (
     Job,
     cpu_threads,
 )
+from edgestill.assemble.stores import bytes_of, check_store, description_of
 from edgestill.assemble.terms import with_measured_maps
 from edgestill.assemble.whole import assemble
 
@@ -24,6 +25,9 @@ __all__ = [
     "Job",
     "Splits",
     "assemble",
+    "bytes_of",
+    "check_store",
     "cpu_threads",
+    "description_of",
     "with_measured_maps",
 ]

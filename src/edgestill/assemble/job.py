@@ -22,6 +22,7 @@ from edgestill.processes import ALONE, Processes
 from edgestill.recipe import Phase as PhaseSection
 from edgestill.recipe import Recipe
 from edgestill.schedule import Phase, Schedule, Settings
+from edgestill.store import Store
 from edgestill.students.classifier import Joint, classifier_model
 from edgestill.students.lora import Lora
 from edgestill.tasks.samples import Batch
@@ -58,6 +59,8 @@ class Job:
     lora: Lora | None = None
     """The adapters by which the arms are trained; the models that they begin and end with are plain."""
     skills: tuple[Skill, ...] = ()
+    store: Store | None = None
+    """Where the teacher's signals are read from, in place of asking it."""
 
     def student(self, seed: int, arm: str = STUDENT) -> Model:
         """The student with the initial weights of a seed, the same in every arm; on its teacher's classifier where the
@@ -153,6 +156,7 @@ class Job:
         size = fit.batch_size if arm == TEACHER and fit is not None else train.batch_size
         rows = self.processes.rows(size, train.accumulate)
         everything, labelled = np.arange(len(samples)), np.flatnonzero(samples.labels >= 0)
+        views = self.store.description.views if self.store is not None and arm != TEACHER else None
         labelled_ranks = None if ranks is None else ranks_within_class(ranks[labelled], samples.labels[labelled])
 
         def batch_at(step: int, settings: Settings) -> Batch:
@@ -164,6 +168,8 @@ class Job:
                 indices = pool[places]
             else:
                 indices, epochs = draw(before + step, pool, size, seed)
+            if views is not None:  # those that were captured, by turns, in every arm
+                return samples.batch(indices[rows], epochs[rows] % views.count, views.seed, pool)
             return samples.batch(indices[rows], epochs[rows], seed, pool)
 
         return batch_at

@@ -34,6 +34,7 @@ from edgestill.assemble.models import (
     trained,
 )
 from edgestill.assemble.skills import skills_of
+from edgestill.assemble.stores import check_store, open_store
 from edgestill.assemble.terms import check_losses, examples_of, terms_of
 from edgestill.bench import remote
 from edgestill.bench.aarch64_root import find_root
@@ -86,8 +87,9 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     examples = examples_of(terms, student, teacher, probes)
     job = Job(
         recipe, parts.splits, teacher, parts.default, parts.metric, terms, maps, phase_terms, examples, device, joint,
-        processes, lora, skills_of(recipe, teacher, student),
+        processes, lora, skills_of(recipe, teacher, student), open_store(recipe, parts.splits, teacher),
     )  # fmt: skip
+    check_store(job, unfitted=recipe.teacher.fit is not None and recipe.teacher.weights is None)
     in_pieces = recipe.train.accumulate * processes.count > 1
     outputs = 1 if recipe.data.label == "number" else len(parts.splits.train.classes)
     tokens = torch.ones_like(probes[0], dtype=torch.bool) if isinstance(student.input, TextInput) else None

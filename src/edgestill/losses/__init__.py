@@ -15,6 +15,7 @@ from edgestill.losses.mixtures import jensen_shannon, skewed_kl, skewed_reverse_
 from edgestill.losses.multiscale import pyramid, review
 from edgestill.losses.relations import cc, cka, pkt, rkd, sp
 from edgestill.losses.similarities import pair_regression, similarities
+from edgestill.losses.sparse import bucketed, drawn_kl
 
 Loss = Callable[..., Tensor]
 
@@ -55,12 +56,16 @@ ROW_WISE = frozenset(
 )
 """Losses over logits that are sums over rows: they can be made a chunk at a time."""
 
+ON_BUCKETS = frozenset({kl, reverse_kl, jensen_shannon, skewed_kl, skewed_reverse_kl})
+"""Divergences of two distributions: of some classes and all others as one, each is a lower bound of the whole."""
+
 OF_SAMPLES = frozenset({sp, rkd, pkt, cc, cka, crd})
 """Losses that compare the samples of a batch with each other: of a text, they take the mean of its tokens."""
 
 __all__ = [
     "CHANNEL_FREE",
     "OF_SAMPLES",
+    "ON_BUCKETS",
     "ROW_WISE",
     "SOFT_LOSSES",
     "TERM_LOSSES",
@@ -69,6 +74,7 @@ __all__ = [
     "attention_relation",
     "attention_transfer",
     "binary_kl",
+    "bucketed",
     "cc",
     "cka",
     "crd",
@@ -76,6 +82,7 @@ __all__ = [
     "cwd",
     "dist",
     "dkd",
+    "drawn_kl",
     "hint",
     "jensen_shannon",
     "kl",

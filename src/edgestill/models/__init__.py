@@ -18,7 +18,7 @@ from edgestill.models.precision import Precision, dequantized, in_float32, lower
 from edgestill.models.saving import STUDENT_FILE, reload, save_student, save_weights
 from edgestill.models.text_input import Encoded, TextInput
 from edgestill.models.texts import Head, load_text_model
-from edgestill.models.weights import load_weights
+from edgestill.models.weights import fingerprint, load_weights
 
 __all__ = [
     "STUDENT_FILE",
@@ -34,6 +34,7 @@ __all__ = [
     "embed",
     "embedding_of",
     "example",
+    "fingerprint",
     "flops",
     "forward",
     "in_float32",

@@ -1,5 +1,6 @@
 """Weights from a file into a module."""
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,16 @@ from torch import Tensor, nn
 
 from edgestill.errors import UserError, first_line
 from edgestill.paths import exists
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Of the names, types and numbers of a module's weights and buffers."""
+    found = hashlib.blake2b(digest_size=16)
+    for key, tensor in module.state_dict().items():
+        if isinstance(tensor, Tensor):
+            found.update(f"{key} {tensor.dtype} {[*tensor.shape]}".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -115,6 +115,9 @@ class Teacher(Section):
     )
     licence: str | None = Field(None, description="The teacher's licence, for the student's model card.")
     fit: Fit | None = Field(None, description="How to fit the teacher when no weights are given.")
+    store: str | None = Field(
+        None, description="A folder that `edgestill capture` made: its signals in place of the teacher's passes."
+    )
     precision: Literal["float32", "bf16", "int8"] = Field(
         "float32",
         description="What a teacher of texts computes in, to take less memory: bf16, or int8 weights of its linear "
@@ -289,6 +292,22 @@ class Train(Section):
     tracker: Literal["tensorboard", "wandb"] | None = Field(None, description="Where metrics go besides metrics.jsonl.")
 
 
+class Capture(Section):
+    codec: Literal["dense", "top-k", "sampled"] = Field(
+        "dense",
+        description="What is kept of a position's logits: all in float16; the k greatest with the others' mass; or "
+        "classes drawn by the teacher's probabilities.",
+    )
+    k: Count = Field(32, description="Classes kept by top-k.")
+    draws: Annotated[int, Field(ge=1, le=65535)] = Field(16, description="Draws a position by sampled.")
+    temperatures: list[Rate] | None = Field(
+        None, min_length=1, description="At which top-k and sampled can be learned from; the recipe's own by default."
+    )
+    views: Count = Field(1, description="Augmented views kept of each image; training cycles through them.")
+    seed: NonNegativeInt = Field(0, description="Of the views and the draws.")
+    batch: Count = Field(64, description="Samples a forward pass of the teacher.")
+
+
 class Compare(Section):
     seeds: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="Repetitions of each arm: seeds 0, 1, …")
     baseline: bool = Field(True, description="Train the same student without the teacher as well.")
@@ -376,6 +395,7 @@ class Skill(Section):
             ("chat", self.chat, written),
             ("between", self.between, written or self.scorer == "multiple-choice"),
             ("stop", self.stop, written),
+            ("tokens", self.tokens != type(self).model_fields["tokens"].default, written or self.scorer == "lm-eval"),
             ("prompt", self.prompt, written or self.scorer == "multiple-choice"),
             ("answer", self.answer, self.scorer not in ("bits-per-byte", "perplexity", "instructions", "lm-eval")),
             ("shots", self.shots, self.scorer not in ("bits-per-byte", "perplexity", "instructions")),

@@ -79,6 +79,10 @@ class Embeddings:
         """Which of the texts that are `asked` each sample is of [B, 1 or 2]."""
         return self._different[1]
 
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        return np.ones(len(self), np.int64)
+
     @cached_property
     def asked(self) -> Sequences:
         """Each different text once: what stands in many pairs is embedded once."""
@@ -94,6 +98,10 @@ class Batch:
 
     samples: Embeddings
     indices: NDArray[np.int64]
+
+    @property
+    def views(self) -> NDArray[np.int64]:
+        return np.zeros(len(self.indices), np.int64)
 
     @property
     def _rows(self) -> NDArray[np.int64]:

@@ -34,6 +34,7 @@ class Batch:
     pixels: Tensor
     labels: Tensor
     indices: NDArray[np.int64]
+    views: NDArray[np.int64]
     mask: Tensor | None = None
 
     def counts(self, expected: ImageInput) -> Counts:
@@ -45,7 +46,13 @@ class Batch:
         """The batch in `number` nearly equal pieces, fewer where it has fewer samples."""
         cuts = np.array_split(np.arange(len(self.indices)), min(number, len(self.indices)))
         return [
-            Batch(self.pixels[cut], self.labels[cut], self.indices[cut], None if self.mask is None else self.mask[cut])
+            Batch(
+                self.pixels[cut],
+                self.labels[cut],
+                self.indices[cut],
+                self.views[cut],
+                None if self.mask is None else self.mask[cut],
+            )
             for cut in cuts
         ]
 
@@ -86,6 +93,10 @@ class ImageSamples:
         return len(self.images)
 
     @property
+    def positions(self) -> NDArray[np.int64]:
+        return np.ones(len(self), np.int64)
+
+    @property
     def asked(self) -> "ImageSamples":
         return self
 
@@ -120,7 +131,7 @@ def batch(
     pixels = _view(images, indices, epochs, views, seed)
     labels = torch.from_numpy(images.labels[indices])
     if not views.mixup:
-        return Batch(torch.from_numpy(pixels), labels, indices)
+        return Batch(torch.from_numpy(pixels), labels, indices, epochs)
     pool = np.arange(len(images.labels)) if partners is None else partners
     return _mix(images, indices, epochs, views, seed, pixels, pool)
 
@@ -159,7 +170,7 @@ def _mix(
     count = len(images.classes)
     hot = [functional.one_hot(labels.clamp(min=0), count).float() for labels in (own, other)]
     labels = hot[0] * share[:, None] + hot[1] * (1 - share[:, None])
-    return Batch(mixed, labels, indices, mask=(own >= 0) & (other >= 0))
+    return Batch(mixed, labels, indices, epochs, mask=(own >= 0) & (other >= 0))
 
 
 def prepare(pixels: Tensor, expected: ImageInput) -> Tensor:

@@ -29,6 +29,10 @@ class Batch(Protocol):
         """Of the samples [B]."""
 
     @property
+    def views(self) -> NDArray[np.int64]:
+        """Which view of each sample it is: its epoch [B], 0 where a sample has but one."""
+
+    @property
     def labels(self) -> Tensor:
         """Of the positions; see `Objective`."""
 
@@ -70,6 +74,10 @@ class Samples(Split, Protocol):
         self, indices: NDArray[np.int64], epochs: NDArray[np.int64], seed: int, partners: NDArray[np.int64] | None
     ) -> Batch:
         """The views of `indices` [B] in `epochs` [B]: a pure function of (seed, epoch, index) row by row."""
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """How many answers each sample has [N]."""
 
     @property
     def asked(self) -> Asked:

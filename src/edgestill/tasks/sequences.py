@@ -39,6 +39,10 @@ class Sequences:
         return len(self.texts)
 
     @property
+    def positions(self) -> NDArray[np.int64]:
+        return np.ones(len(self), np.int64)
+
+    @property
     def asked(self) -> "Sequences":
         return self
 
@@ -100,6 +104,10 @@ class Batch:
 
     samples: Sequences
     indices: NDArray[np.int64]
+
+    @property
+    def views(self) -> NDArray[np.int64]:
+        return np.zeros(len(self.indices), np.int64)
 
     @property
     def labels(self) -> Tensor:

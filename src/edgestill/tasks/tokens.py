@@ -50,6 +50,13 @@ class Blocks:
         return len(self.starts)
 
     @property
+    def positions(self) -> NDArray[np.int64]:
+        learned = np.ones(len(self.ids), bool) if self.learned is None else self.learned
+        upto = np.concatenate([[0], np.cumsum(learned, dtype=np.int64)])
+        found: NDArray[np.int64] = upto[self.ends] - upto[self.starts + 1]
+        return found
+
+    @property
     def asked(self) -> "Blocks":
         return self
 
@@ -134,6 +141,10 @@ class Batch:
     samples: Blocks
     indices: NDArray[np.int64]
     mask: None = None
+
+    @property
+    def views(self) -> NDArray[np.int64]:
+        return np.zeros(len(self.indices), np.int64)
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:

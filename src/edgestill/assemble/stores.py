@@ -1,0 +1,125 @@
+"""The store of a recipe: what it is of, how it is to be kept, and whether one that is named belongs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgestill.assemble.data import Splits
+from edgestill.assemble.job import Job
+from edgestill.errors import UserError
+from edgestill.losses import SOFT_LOSSES
+from edgestill.models import Model, TextInput, fingerprint
+from edgestill.recipe import IMAGES, Recipe
+from edgestill.store import Codec, Dense, Description, Sampled, Store, TopK, Views, refuse_other
+
+BATCH_BYTES, SHARD_BYTES = 2**20, 2**26
+"""A record batch has at least so many bytes, if its store has: what is read, checked and captured again at once. A
+shard at most about so many: what is lost where a capture is stopped."""
+
+
+def description_of(job: Job) -> Description:
+    """What a capture of a job makes."""
+    section, samples = job.recipe.capture, job.splits.train
+    positions = samples.positions
+    classes = _classes(job)
+    codec = codec_of(job.recipe)
+    of_row = max(1.0, float(positions.mean())) * _bytes(codec, classes) + 12
+    rows = section.batch * max(1, round(BATCH_BYTES / (of_row * section.batch)))
+    views = job.recipe.train.views
+    augmented = job.recipe.task in IMAGES and (views.crop or views.flip or views.policy != "none")
+    how = f"crop {views.crop}, flip {views.flip}, policy {views.policy}" if augmented else "none"
+    return Description(
+        teacher=f"{fingerprint(job.teacher.module)} in {job.recipe.teacher.precision}",
+        input=_input(job.teacher),
+        data=samples.fingerprint,
+        samples=len(samples),
+        positions=int(positions.sum()),
+        classes=classes,
+        views=Views(section.views if augmented else 1, section.seed, how),
+        codec=codec,
+        batch=section.batch,
+        rows=rows,
+        batches=max(1, round(SHARD_BYTES / (of_row * rows))),
+    )
+
+
+def codec_of(recipe: Recipe) -> Codec:
+    """The codec that a recipe's `capture` names."""
+    section = recipe.capture
+    temperatures = tuple(section.temperatures or _temperatures(recipe))
+    if section.codec == "dense":
+        return Dense()
+    if section.codec == "top-k":
+        return TopK(section.k, temperatures)
+    if len(temperatures) > 1:
+        given = ", ".join(f"{one:g}" for one in temperatures)
+        raise UserError(f"capture.temperatures: sampled draws at one temperature; {given} came: name one, or top-k")
+    return Sampled(section.draws, temperatures[0])
+
+
+def _temperatures(recipe: Recipe) -> list[float]:
+    """Those at which the recipe's phases learn from the teacher."""
+    own = recipe.distill.temperature
+    taught = [phase for phase in recipe.phases if phase.alpha != 0]
+    return list(dict.fromkeys(phase.temperature or own for phase in taught)) or [own]
+
+
+def open_store(recipe: Recipe, splits: Splits, teacher: Model) -> Store | None:
+    """The store that a recipe's teacher is read from. UserError, before any training, where it is of other data, or
+    its codec does not serve what the recipe learns; `check_store` asks whether it is of the same teacher."""
+    if recipe.teacher.store is None:
+        return None
+    store = Store.open(Path(recipe.teacher.store))
+    if recipe.train.mixup:
+        raise UserError("train.mixup: a store holds what the teacher said of single samples: set mixup to 0")
+    if any(recipe.distill.terms if phase.terms is None else phase.terms for phase in recipe.phases):
+        raise UserError("distill.terms: the store holds no taps of the teacher: leave the terms out, or the store")
+    name = recipe.distill.loss
+    for phase in recipe.phases:
+        alpha = recipe.distill.alpha if phase.alpha is None else phase.alpha
+        if not alpha or name == "none":
+            continue
+        temperature = phase.temperature or recipe.distill.temperature
+        why = store.description.codec.refuses(SOFT_LOSSES.get(name), temperature, recipe.distill.standardize)
+        if why is not None:
+            raise UserError(f"the store {store.folder} cannot serve {name} of the phase {phase.name}: {why}")
+    return store
+
+
+def check_store(job: Job, *, unfitted: bool = False) -> None:
+    """UserError, with both values, where the job's store is of another teacher, input, data or views; of a teacher
+    that is still to be fitted, all but the first."""
+    if job.store is None:
+        return
+    wanted, found = description_of(job), job.store.description
+    # how many views of which seed is the store's to say
+    wanted = replace(wanted, views=replace(found.views, how=wanted.views.how))
+    refuse_other(job.store.folder, found, replace(wanted, teacher=found.teacher) if unfitted else wanted)
+
+
+def _classes(job: Job) -> int:
+    vocabulary = getattr(job.splits.train, "vocabulary", None)
+    if vocabulary is not None:
+        return int(vocabulary)
+    return 1 if job.recipe.data.label == "number" else len(job.splits.train.classes)
+
+
+def bytes_of(description: Description) -> float:
+    """How many bytes a store is going to have, about."""
+    views = description.views.count
+    return views * (description.positions * _bytes(description.codec, description.classes) + 12 * description.samples)
+
+
+def _bytes(codec: Codec, classes: int) -> float:
+    """Of a position, about."""
+    if isinstance(codec, Sampled):
+        return 3.0 * codec.draws + 5
+    return float(sum(np.dtype(column.dtype).itemsize * (column.width or 1) for column in codec.columns(classes)))
+
+
+def _input(teacher: Model) -> str:
+    expected = teacher.input
+    if isinstance(expected, TextInput):
+        return f"tokenizer {expected.fingerprint}, {expected.length} tokens"
+    return repr(expected)

@@ -1,0 +1,200 @@
+"""From a teacher to a store of what it says: each view of each sample once, in shards that are whole or not there."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from edgestill.data.views import uniform
+from edgestill.errors import UserError
+from edgestill.folder import write_text
+from edgestill.signals import Signal
+from edgestill.store import Description, read_store, refuse_other, write_store
+from edgestill.store.shards import Piece, Shard, record_batch, schema, write
+from edgestill.store.store import SHARDS, STORE, shard_path
+from edgestill.tasks.samples import Batch, Samples
+
+DRAWS = 7
+"""The stream of `uniform` that a codec draws from; views, splits and mixup use others."""
+Track = Callable[..., Any]
+
+
+class Captured(NamedTuple):
+    """What a capture did: shards that were there, shards that it made, and rows of which the teacher was asked."""
+
+    kept: int
+    made: int
+    asked: int
+
+
+def capture(
+    folder: Path,
+    description: Description,
+    samples: Samples,
+    teacher: Callable[[Batch, list[str]], Signal],
+    *,
+    track: Track = lambda items, *_: items,
+    rank: int = 0,
+    count: int = 1,
+) -> Captured:
+    """Captures into a folder, going on with what is there: shards that are whole stay, of a damaged one the damaged
+    record batches alone are asked for again. Of `count` processes, each makes its share of the shards.
+
+    The same description, samples and teacher make the same bytes, however often a capture was stopped. `finish` ends
+    it, when all processes are through.
+    """
+    begin(folder, description)
+    work = _Work(folder, description, samples, teacher)
+    mine = range(rank, description.shards, count)
+    kept = made = asked = 0
+    for number in track(mine, "capturing", len(mine)):
+        bad = work.missing(number)
+        if not bad:
+            kept += 1
+            continue
+        asked += work.make(number, bad)
+        made += 1
+    return Captured(kept, made, asked)
+
+
+def begin(folder: Path, description: Description) -> None:
+    """Makes the folder. UserError where it holds something else, or another store."""
+    if (folder / STORE).is_file():
+        found, _ = read_store(folder)
+        refuse_other(folder, found, description)
+        if found != description:
+            raise UserError(f"the store {folder} is cut or kept otherwise than capture asks: give another --out")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds something that is no store: give another --out")
+    (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+    write_store(folder, description, None)
+
+
+def finish(folder: Path, description: Description) -> None:
+    """Completes store.json from what was noted beside each shard."""
+    _, known = read_store(folder)
+    pieces = []
+    for number in range(description.shards):
+        note = _note(folder, number)
+        pieces.append(_read(note) if note.is_file() else known[number] if known else None)
+    absent = [number for number, one in enumerate(pieces) if one is None]
+    if absent:
+        raise UserError(f"{folder}: shards {absent} are not captured: another process has ended before its share")
+    write_store(folder, description, [one for one in pieces if one is not None])
+    for number in range(description.shards):
+        _note(folder, number).unlink(missing_ok=True)
+
+
+def _note(folder: Path, number: int) -> Path:
+    """Beside a shard, until store.json has it."""
+    return shard_path(folder, number).with_suffix(".json")
+
+
+def _read(note: Path) -> list[Piece]:
+    return [Piece(*one) for one in json.loads(note.read_text(encoding="utf-8"))]
+
+
+class _Work:
+    """What the record batches of a store are made of."""
+
+    def __init__(
+        self, folder: Path, description: Description, samples: Samples, teacher: Callable[[Batch, list[str]], Signal]
+    ) -> None:
+        self.folder, self.of, self.samples, self.teacher = folder, description, samples, teacher
+        self.positions = samples.positions
+        self.columns = description.codec.columns(description.classes)
+        self.layout = schema(self.columns, single=bool((self.positions == 1).all()))
+        _, self.known = read_store(folder)
+
+    def batches(self, shard: int) -> range:
+        """The record batches of a shard."""
+        first = shard * self.of.batches
+        return range(first, min(first + self.of.batches, -(-self.of.total // self.of.rows)))
+
+    def pieces(self, shard: int) -> list[Piece] | None:
+        note = _note(self.folder, shard)
+        if note.is_file():
+            return _read(note)
+        return self.known[shard] if self.known else None
+
+    def missing(self, shard: int) -> list[int]:
+        """The record batches of a shard that are not there, or not as they were written."""
+        pieces, path = self.pieces(shard), shard_path(self.folder, shard)
+        places = [*range(len(self.batches(shard)))]
+        if pieces is None or not path.is_file():
+            return places
+        bad = Shard(path, pieces).damaged()
+        return [place for place in places if place in bad] or ([-1] if bad else [])
+
+    def make(self, shard: int, bad: list[int]) -> int:
+        """Writes a shard, its good record batches as they are; returns the rows that the teacher was asked of."""
+        path, pieces, asked = shard_path(self.folder, shard), self.pieces(shard), 0
+        whole = None
+        if pieces is not None and path.is_file():
+            found = Shard(path, pieces)
+            whole = None if len(pieces) - 1 in found.damaged() else found  # without its end nothing is found in it
+
+        def made() -> Iterator[pa.RecordBatch]:
+            nonlocal asked
+            for place, number in enumerate(self.batches(shard)):
+                if whole is not None and place not in bad:
+                    yield whole.batch(place)
+                else:
+                    rows = np.arange(number * self.of.rows, min((number + 1) * self.of.rows, self.of.total))
+                    asked += len(rows)
+                    yield self.record_batch(rows)
+
+        written = write(path, self.layout, made())
+        write_text(_note(self.folder, shard), json.dumps(written) + "\n")
+        return asked
+
+    def record_batch(self, rows: NDArray[np.int64]) -> pa.RecordBatch:
+        """What the teacher says of rows of the store, asked in the store's forward passes."""
+        views, indices = np.divmod(rows, self.of.samples)
+        kept: list[dict[str, NDArray[Any]]] = []
+        losses = []
+        for start in range(0, len(rows), self.of.batch):
+            chosen = slice(start, start + self.of.batch)
+            batch = self.samples.batch(indices[chosen], views[chosen], self.of.views.seed, None)
+            logits = self.teacher(batch, []).logits
+            assert isinstance(logits, Tensor)
+            positions = self.positions[indices[chosen]]
+            each = uniform(self.of.views.seed, views[chosen], indices[chosen], int(positions.max()), stream=DRAWS)
+            offsets = each[np.arange(each.shape[1]) < positions[:, None]]
+            kept.append(self.of.codec.encode(logits, offsets))
+            losses.append(own_losses(logits, batch.labels, positions))
+        said = {"sample": indices, "view": views, "loss": np.concatenate(losses)}
+        values = {column.name: np.concatenate([part[column.name] for part in kept]) for column in self.columns}
+        return record_batch(said, values, self.columns, self.positions[indices], self.layout)
+
+
+def own_losses(logits: Tensor, labels: Tensor, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The teacher's loss on each sample's labels, the mean over its positions: cross-entropy, where a label is missing
+    that of the class that it names itself; of numbers the squared error."""
+    if labels.is_floating_point():
+        each = (logits - labels.to(logits.device)).square().sum(-1)
+    else:
+        labels = labels.to(logits.device)
+        each = functional.cross_entropy(logits, labels.where(labels >= 0, logits.argmax(-1)), reduction="none")
+    values = each.double().cpu().numpy()
+    starts = np.cumsum(positions) - positions
+    found: NDArray[np.float32] = (np.add.reduceat(values, starts) / positions).astype(np.float32)
+    return found
+
+
+def refuse_full_disk(folder: Path, needed: int) -> None:
+    """UserError where a store would not fit on its disk."""
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"the store needs {needed:,} bytes, and {place} has {free:,} free: take a smaller codec or views"
+        )

@@ -1,0 +1,18 @@
+"""A teacher's signals on disk, captured once and trained from many times."""
+
+from edgestill.store.codecs import CODECS, Codec, Dense, Sampled, TopK
+from edgestill.store.store import Description, Store, Views, read_store, refuse_other, write_store
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "Dense",
+    "Description",
+    "Sampled",
+    "Store",
+    "TopK",
+    "Views",
+    "read_store",
+    "refuse_other",
+    "write_store",
+]

@@ -1,0 +1,211 @@
+"""A store: what a teacher said of every view of every sample, in a folder. Shapes: N samples, B batch.
+
+    store.json       what the signals are of and how they are kept, and the checksums: `Description`
+    shards/00000.arrow …
+
+Row `view·N + sample` holds the signal of a view of a sample; a record batch holds `rows` of them.
+"""
+
+import json
+import zlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgestill.errors import UserError, first_line
+from edgestill.folder import write_text
+from edgestill.signals import Buckets, Draws, Signal
+from edgestill.store.codecs import Codec, Columns, described, read_codec
+from edgestill.store.shards import Numbers, Piece, Shard, numbers
+
+STORE, SHARDS = "store.json", "shards"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views the signals are of: `count` a sample, of a seed, made as `how` says."""
+
+    count: int = 1
+    seed: int = 0
+    how: str = "none"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a store is of, and how it is cut.
+
+    Attributes:
+        teacher: fingerprint of the teacher's weights, and what it computed in.
+        input: what it was given: the normalisation, or the tokenizer with the length of a text.
+        data: fingerprint of the training samples.
+        samples, positions: N, and how many answers a view of all of them has.
+        classes: C, or the size of the vocabulary.
+        batch: samples a forward pass.
+        rows: rows a record batch, whole forward passes.
+        batches: record batches a shard.
+    """
+
+    teacher: str
+    input: str
+    data: str
+    samples: int
+    positions: int
+    classes: int
+    views: Views
+    codec: Codec
+    batch: int
+    rows: int
+    batches: int
+
+    @property
+    def total(self) -> int:
+        """Rows of the store."""
+        return self.samples * self.views.count
+
+    @property
+    def shards(self) -> int:
+        return -(-self.total // (self.rows * self.batches))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"codec": described(self.codec)}
+
+    @staticmethod
+    def from_json(said: dict[str, Any]) -> "Description":
+        return Description(**said | {"views": Views(**said["views"]), "codec": read_codec(said["codec"])})
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / SHARDS / f"{number:05}.arrow"
+
+
+def write_store(folder: Path, description: Description, pieces: list[list[Piece]] | None) -> None:
+    """store.json; without `pieces` that of a store that is still captured."""
+    said = {"version": VERSION, "complete": pieces is not None, **description.to_json(), "pieces": pieces or []}
+    head = json.dumps(said | {"checksum": _checksum(said), "pieces": []}, indent=1)
+    lines = ",\n".join(f"  {json.dumps(shard)}" for shard in pieces or [])  # a line a shard
+    write_text(folder / STORE, head.replace('"pieces": []', f'"pieces": [\n{lines}\n ]') + "\n")
+
+
+def _checksum(said: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
+
+
+def read_store(folder: Path) -> tuple[Description, list[list[Piece]] | None]:
+    """What store.json says; None in place of the pieces where the capture has not ended. UserError for what is not
+    one, or is damaged."""
+    path = folder / STORE
+    if not path.is_file():
+        raise UserError(f"{folder} is no store: it has no {STORE}; `edgestill capture` makes one")
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        checksum = said.pop("checksum")
+        whole = checksum == _checksum(said)
+        version = said.pop("version")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+    if not whole:
+        raise UserError(f"{path} is damaged: its checksum is another")
+    if version != VERSION:
+        raise UserError(f"{path} is of version {version}; this edgestill reads {VERSION}: capture it again")
+    complete, pieces = said.pop("complete"), said.pop("pieces")
+    return Description.from_json(said), [[Piece(*one) for one in shard] for shard in pieces] if complete else None
+
+
+def refuse_other(folder: Path, found: Description, expected: Description) -> None:
+    """UserError, with both values, where a store is not of the same teacher, input, data or views."""
+    have, need = found.to_json(), expected.to_json()
+    for key in ("input", "data", "samples", "positions", "classes", "views", "teacher"):
+        if have[key] != need[key]:
+            raise UserError(
+                f"the store {folder} has another {key}: {have[key]}, where the recipe has {need[key]}; capture one "
+                "for this recipe, or train with what it was captured with"
+            )
+
+
+@dataclass(eq=False)
+class Store:
+    """A store to read from."""
+
+    folder: Path
+    description: Description
+    pieces: list[list[Piece]]
+    _shards: dict[int, Shard] = field(default_factory=dict)
+    _batches: dict[int, dict[str, Numbers]] = field(default_factory=dict)
+
+    @staticmethod
+    def open(folder: Path) -> "Store":
+        """UserError for what is no store, or was not captured to its end."""
+        description, pieces = read_store(folder)
+        if pieces is None:
+            raise UserError(f"the store {folder} is not captured to its end: `edgestill capture` goes on with it")
+        return Store(folder, description, pieces)
+
+    def signal(self, views: NDArray[np.int64], samples: NDArray[np.int64]) -> Signal:
+        """What the teacher said of views [B] of samples [B], position by position. UserError for a damaged batch."""
+        names = [column.name for column in self.description.codec.columns(self.description.classes)]
+        columns = self.read(views * self.description.samples + samples, names)
+        return Signal(self.description.codec.decode(columns, self.description.classes))
+
+    def read(self, rows: NDArray[np.int64], names: list[str]) -> Columns:
+        """The numbers of rows in columns, row by row, one after another."""
+        where, places = np.divmod(rows, self.description.rows)
+        wanted, of = np.unique(where, return_inverse=True)
+        found: Columns = {}
+        for name in names:
+            parts = [self._batch(int(number))[name] for number in wanted]
+            widths = {part.values.shape[-1] if part.starts is None else -1 for part in parts}
+            if len(widths) == 1 and -1 not in widths:
+                out = np.empty((len(rows), widths.pop()), parts[0].values.dtype)
+                for number, part in enumerate(parts):
+                    chosen = of == number
+                    out[chosen] = part.values[places[chosen]]
+                found[name] = out.ravel()
+            else:
+                pieces = [parts[number].of(places[row : row + 1]) for row, number in enumerate(of)]
+                found[name] = np.concatenate(pieces)
+        return found
+
+    def losses(self) -> NDArray[np.float64]:
+        """The teacher's own loss on each sample, the mean over its views [N]."""
+        everything = np.arange(self.description.total)
+        found = self.read(everything, ["loss"])["loss"].astype(np.float64)
+        return np.asarray(found.reshape(self.description.views.count, -1).mean(0))
+
+    def likeliest(self) -> NDArray[np.int64]:
+        """The class that the teacher finds most probable in the first view of each sample [N], of samples with one
+        position; of drawn classes the one that was drawn most."""
+        found = []
+        for start in range(0, self.description.samples, 4096):
+            samples = np.arange(start, min(start + 4096, self.description.samples))
+            logits = self.signal(np.zeros_like(samples), samples).logits
+            if isinstance(logits, Buckets):
+                found.append(logits.ids[:, 0])
+            elif isinstance(logits, Draws):
+                found.append(logits.ids.gather(-1, logits.shares.argmax(-1, keepdim=True))[:, 0])
+            else:
+                found.append(logits.argmax(-1))
+        return np.asarray(torch.cat(found).numpy())
+
+    def damaged(self, number: int) -> list[int]:
+        """The pieces of a shard whose bytes are not those that were written; the last is its end."""
+        try:
+            return self._shard(number).damaged()
+        except UserError:  # it is missing
+            return [*range(len(self.pieces[number]))]
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._shards:
+            self._shards[number] = Shard(shard_path(self.folder, number), self.pieces[number])
+        return self._shards[number]
+
+    def _batch(self, number: int) -> dict[str, Numbers]:
+        if number not in self._batches:
+            shard, place = divmod(number, self.description.batches)
+            batch = self._shard(shard).batch(place)
+            self._batches[number] = {name: numbers(batch, name) for name in batch.schema.names}
+        return self._batches[number]

@@ -1,0 +1,323 @@
+"""Stores: what a codec keeps, what a file holds, what is damaged, and how a capture is gone on with."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgestill.capture import capture, finish
+from edgestill.data.images import Images
+from edgestill.data.views import augment
+from edgestill.errors import UserError
+from edgestill.losses import ON_BUCKETS, bucketed, dkd, drawn_kl, kl
+from edgestill.models import ImageInput, Model
+from edgestill.signals import Buckets, Draws, Signal
+from edgestill.store import Codec, Dense, Description, Sampled, Store, TopK, Views
+from edgestill.store.store import STORE, shard_path
+from edgestill.tasks.images import ImageSamples
+from edgestill.tasks.images import Views as Augmented
+from edgestill.tasks.samples import Batch
+from edgestill.teachers.online import OnlineTeacher
+
+CPU = torch.device("cpu")
+N, C = 70, 7
+EVERY: list[Codec] = [Dense(), TopK(3, (1.0, 4.0)), Sampled(9, 4.0)]
+NAMES = ["dense", "top-k", "sampled"]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def samples() -> ImageSamples:
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (N, 6, 6, 1), dtype=np.uint8)
+    images = Images(pixels, draw.integers(-1, C, N), tuple("abcdefg"), "data", "noise")
+    return ImageSamples(images, Augmented(crop=1, flip=True))
+
+
+class Asked:
+    """A teacher that counts what it is asked, and may fail at one of its passes."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        torch.manual_seed(1)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(36, C))
+        self.teacher = OnlineTeacher(Model(module, "t", {}, ImageInput(1, 6, (0.5,), (0.5,))), CPU, torch.float32)
+        self.rows: list[tuple[int, int]] = []
+        self.fails_at = fails_at
+
+    def __call__(self, batch: Batch, taps: list[str]) -> Signal:
+        if self.fails_at == 0:
+            raise KeyboardInterrupt
+        self.fails_at -= 1
+        self.rows += [*zip(batch.views.tolist(), batch.indices.tolist(), strict=True)]
+        return self.teacher(batch, taps)
+
+
+def description(codec: Codec, views: int = 3) -> Description:
+    return Description("t", "i", "data", N, N, C, Views(views, 5, "crop 1"), codec, batch=8, rows=16, batches=3)
+
+
+def captured(folder: Path, codec: Codec, teacher: Asked | None = None) -> Store:
+    capture(folder, description(codec), samples(), teacher or Asked())
+    finish(folder, description(codec))
+    return Store.open(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("codec", EVERY, ids=NAMES)
+def test_a_signal_is_that_of_the_view_it_belongs_to(codec: Codec, tmp_path: Path) -> None:
+    teacher = Asked()
+    store = captured(tmp_path / "store", codec, teacher)
+    assert len(teacher.rows) == len({*teacher.rows}) == 3 * N, "each view of each sample once"
+    views, indices = np.array([2, 0, 1, 2, 2]), np.array([69, 3, 3, 0, 69])
+    pixels = augment(samples().images.pixels[indices], indices, seed=5, epoch=views, crop=1, flip=True)
+    batch = samples().batch(indices, views, 5, None)
+    np.testing.assert_array_equal(batch.pixels.numpy(), pixels)
+    told, found = teacher.teacher(batch, []).logits, store.signal(views, indices).logits
+    if isinstance(codec, Dense):
+        torch.testing.assert_close(found, told, rtol=2**-10, atol=1e-6)  # one place of float16
+    elif isinstance(codec, TopK):
+        assert isinstance(found, Buckets)
+        for temperature in (1.0, 4.0):
+            whole = (told / temperature).softmax(-1)
+            kept = (found.at(temperature) / temperature).softmax(-1)
+            torch.testing.assert_close(kept[:, :-1], whole.gather(-1, found.ids), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(kept.sum(-1), torch.ones(5))
+        assert found.ids.tolist() == told.topk(3).indices.tolist()
+    else:
+        assert isinstance(found, Draws)
+        whole = (told / 4).softmax(-1)
+        shares = torch.zeros_like(whole).scatter_add(-1, found.ids, found.shares)
+        assert float((shares - whole).abs().max()) < 1 / 9, "each is drawn as often as it is probable, up to one draw"
+        torch.testing.assert_close(found.entropy, -(whole * whole.log()).sum(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_teachers_own_loss_stands_beside_the_signals(tmp_path: Path) -> None:
+    store = captured(tmp_path / "store", Dense())
+    labels = torch.from_numpy(samples().labels)
+    told = [Asked().teacher(samples().batch(np.arange(N), np.full(N, view), 5, None), []).logits for view in range(3)]
+    each = [
+        nn.functional.cross_entropy(logits, labels.where(labels >= 0, logits.argmax(-1)), reduction="none")
+        for logits in told
+    ]
+    np.testing.assert_allclose(store.losses(), torch.stack(each).mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(store.likeliest(), told[0].argmax(-1))
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 5, 11, 20])
+def test_a_capture_that_was_stopped_ends_the_same_and_asks_nothing_twice(stopped: int, tmp_path: Path) -> None:
+    captured(tmp_path / "whole", EVERY[2])
+    first, second = Asked(fails_at=stopped), Asked()
+    with pytest.raises(KeyboardInterrupt):
+        captured(tmp_path / "store", EVERY[2], first)
+    with pytest.raises(UserError, match="not captured to its end"):
+        Store.open(tmp_path / "store")
+    captured(tmp_path / "store", EVERY[2], second)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+    finished = stopped // 6  # shards of three record batches of two passes
+    assert len(second.rows) == 3 * N - finished * 48
+    assert not {*first.rows[: finished * 48]} & {*second.rows}
+
+
+def test_processes_make_their_own_shards_of_the_same_store(tmp_path: Path) -> None:
+    captured(tmp_path / "one", Dense())
+    for rank in (1, 0):
+        capture(tmp_path / "two", description(Dense()), samples(), Asked(), rank=rank, count=2)
+    finish(tmp_path / "two", description(Dense()))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_share_that_is_missing_is_named(tmp_path: Path) -> None:
+    capture(tmp_path, description(Dense()), samples(), Asked(), rank=0, count=2)
+    with pytest.raises(UserError, match=r"shards \[1, 3\] are not captured"):
+        finish(tmp_path, description(Dense()))
+
+
+@pytest.mark.parametrize("codec", EVERY, ids=NAMES)
+def test_every_bit_that_flips_is_named(codec: Codec, tmp_path: Path) -> None:
+    """Read whole and verified: 100 flips, at random in all files."""
+    store = captured(tmp_path / "store", codec)
+    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    sizes = np.array([path.stat().st_size for path in files])
+    draw, views, indices = np.random.default_rng(1), np.repeat(np.arange(3), N), np.tile(np.arange(N), 3)
+    right = store.signal(views, indices).logits
+    for _ in range(100):
+        place = int(draw.integers(sizes.sum()))
+        number = int(np.searchsorted(np.cumsum(sizes), place, side="right"))
+        path, content = files[number], files[number].read_bytes()
+        flipped = bytearray(content)
+        flipped[place - int(sizes[:number].sum())] ^= 1 << int(draw.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=rf"{path.name}.* is damaged"):
+            Store.open(tmp_path / "store").signal(views, indices)
+        if path.name != STORE:
+            assert Store.open(tmp_path / "store").damaged(int(path.stem)), "as `store verify` says"
+        path.write_bytes(content)
+    again = Store.open(tmp_path / "store").signal(views, indices).logits
+    same = again if isinstance(again, Tensor) else again.ids
+    assert torch.equal(same, right if isinstance(right, Tensor) else right.ids)
+
+
+def test_a_damaged_record_batch_is_captured_again_alone(tmp_path: Path) -> None:
+    store = captured(tmp_path / "store", Dense())
+    before, path = contents(tmp_path / "store"), shard_path(tmp_path / "store", 2)
+    content = bytearray(path.read_bytes())
+    content[store.pieces[2][1].start + 40] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"00002\.arrow: record batch 1 is damaged"):
+        Store.open(tmp_path / "store").read(np.arange(2 * 48 + 16, 2 * 48 + 20), ["logits"])
+    teacher = Asked()
+    captured(tmp_path / "store", Dense(), teacher)
+    assert [view * N + sample for view, sample in teacher.rows] == [*range(112, 128)]
+    assert contents(tmp_path / "store") == before
+    path.unlink()
+    captured(tmp_path / "store", Dense())
+    assert contents(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"teacher": "u"}, "another teacher: t, where the recipe has u"),
+        ({"data": "other"}, "another data: data, where the recipe has other"),
+        ({"input": "j"}, "another input: i, where the recipe has j"),
+        ({"classes": 8}, "another classes: 7, where the recipe has 8"),
+        ({"views": Views(3, 6, "crop 1")}, "another views: "),
+        ({"codec": TopK(2, (1.0,))}, "kept otherwise"),
+    ],
+)
+def test_a_store_of_something_else_is_refused_with_both(change: dict, said: str, tmp_path: Path) -> None:
+    captured(tmp_path / "store", Dense())
+    before = contents(tmp_path / "store")
+    with pytest.raises(UserError, match=said):
+        capture(tmp_path / "store", replace(description(Dense()), **change), samples(), Asked())
+    assert contents(tmp_path / "store") == before
+
+
+def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something that is no store"):
+        capture(tmp_path, description(Dense()), samples(), Asked())
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(UserError, match=r"is no store: it has no store\.json"):
+        Store.open(tmp_path)
+
+
+def test_a_logit_beyond_float16_is_refused() -> None:
+    with pytest.raises(UserError, match="float16 ends at 65504"):
+        Dense().encode(torch.tensor([[1e5, 0.0]]), np.zeros(1))
+    kept = Dense().encode(torch.tensor([[-torch.inf, 2.0]]), np.zeros(1))
+    assert Dense().decode(kept, 2).tolist() == [[-torch.inf, 2.0]]
+
+
+def test_shards_are_arrow_files_that_others_open(tmp_path: Path) -> None:
+    captured(tmp_path / "store", Dense())
+    path = shard_path(tmp_path / "store", 0)
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    assert table.column_names == ["sample", "view", "loss", "logits"]
+    frame = table.to_pandas()
+    told = np.stack(frame["logits"].to_list()).view(np.float16)
+    batch = samples().batch(np.arange(8), np.zeros(8, np.int64), 5, None)
+    np.testing.assert_allclose(told[:8], Asked().teacher(batch, []).logits, rtol=2**-10, atol=1e-6)
+    datasets = pytest.importorskip("datasets")
+    loaded = datasets.load_dataset(
+        "arrow", data_files=str(tmp_path / "store" / "shards" / "*.arrow"), split="train", cache_dir=str(tmp_path / "c")
+    )
+    assert len(loaded) == 3 * N
+    assert loaded[0]["sample"] == 0
+
+
+def buckets(logits: Tensor, k: int, temperature: float) -> Buckets:
+    codec = TopK(k, (temperature,))
+    return codec.decode(codec.encode(logits, np.zeros(len(logits))), logits.shape[-1])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("loss", sorted(ON_BUCKETS, key=lambda one: one.__name__), ids=lambda one: one.__name__)
+def test_a_divergence_over_buckets_is_a_lower_bound(loss: Callable[..., Tensor], temperature: float) -> None:
+    student, teacher = random(40, 30), random(40, 30, seed=1)
+    whole = loss(student, teacher, temperature=temperature)
+    found = []
+    for k in (1, 5, 20, 29):
+        told = buckets(teacher, k, temperature)
+        value = loss(bucketed(student, told.ids, temperature), told.at(temperature), temperature=temperature)
+        found.append(float(value))
+    assert 0 <= found[0] < found[1] < found[2] < float(whole) * 1.001
+    assert found[-1] == pytest.approx(float(whole), rel=2e-3), "all classes but one are all of them"
+    told = buckets(teacher, 5, temperature)
+    same = loss(bucketed(teacher, told.ids, temperature), told.at(temperature), temperature=temperature)
+    assert float(same) == pytest.approx(0, abs=1e-5)
+
+
+def gradient(student: Tensor, draws: Draws) -> Tensor:
+    own = student.clone().requires_grad_()
+    drawn_kl(own, draws.ids, draws.shares, draws.entropy, temperature=draws.temperature).backward()
+    assert own.grad is not None
+    return own.grad
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_drawn_classes_give_the_gradient_of_kl_without_bias(temperature: float) -> None:
+    """Over 400 draws within 4 standard errors in every entry, with less variance than independent draws have."""
+    student, teacher, codec = random(6, 12), random(6, 12, seed=1), Sampled(8, temperature)
+    own = student.clone().requires_grad_()
+    value = kl(own, teacher, temperature=temperature)
+    value.backward()
+    draw = np.random.default_rng(0)
+    found, values = [], []
+    for _ in range(400):
+        draws = codec.decode(codec.encode(teacher, draw.random(6)), 12)
+        found.append(gradient(student, draws))
+        values.append(drawn_kl(student, draws.ids, draws.shares, draws.entropy, temperature=temperature))
+    every, read = torch.stack(found).double(), torch.stack(values).detach()
+    probabilities = (teacher.double() / temperature).softmax(-1)
+    part = (8 * probabilities) % 1  # a class is drawn that share of times once more than the rest
+    error = temperature / 6 * (part * (1 - part)).sqrt() / 8
+    assert own.grad is not None
+    assert ((every.mean(0) - own.grad).abs() <= 4 * error / 20 + 1e-7).all()
+    assert read.mean().item() == pytest.approx(value.item(), abs=4 * read.std().item() / 20)
+    independent = (temperature / 6) ** 2 * (probabilities * (1 - probabilities) / 8).sum()
+    assert every.var(0).sum() < 0.7 * independent
+
+
+def test_no_class_of_probability_zero_is_drawn() -> None:
+    teacher = torch.full((50, 6), -torch.inf)
+    teacher[:, 1], teacher[:, 4] = 0.0, 1.0
+    codec = Sampled(7, 1.0)
+    draws = codec.decode(codec.encode(teacher, np.linspace(0, 1, 50, endpoint=False)), 6)
+    assert {*draws.ids[draws.shares > 0].tolist()} == {1, 4}
+    assert draws.entropy.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("codec", "loss", "temperature", "said"),
+    [
+        (TopK(3, (1.0,)), dkd, 1.0, "take the codec dense"),
+        (TopK(3, (1.0, 2.0)), kl, 4.0, "at temperatures of 1, 2, not at 4"),
+        (Sampled(3, 1.0), dkd, 1.0, "drawn for forward KL"),
+        (Sampled(3, 1.0), kl, 2.0, "drawn at a temperature of 1, not 2"),
+        (TopK(3, (1.0,)), kl, 1.0, None),
+        (Sampled(3, 2.0), kl, 2.0, None),
+        (Dense(), dkd, 3.0, None),
+    ],
+)
+def test_what_a_codec_cannot_serve_is_said(codec: Codec, loss: Callable, temperature: float, said: str | None) -> None:
+    found = codec.refuses(loss, temperature, False)
+    assert found is None if said is None else found is not None and said in found
+
+
+def test_a_store_is_described_in_words(tmp_path: Path) -> None:
+    captured(tmp_path / "store", TopK(3, (1.0, 4.0)))
+    said = json.loads((tmp_path / "store" / STORE).read_text())
+    assert said["codec"] == {"name": "top-k", "k": 3, "temperatures": [1.0, 4.0]}
+    assert said["complete"] is True

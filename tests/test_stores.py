@@ -1,0 +1,177 @@
+"""Runs whose teacher is read from a store: captured by a verb, replayed by the loop, refused elsewhere."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgestill import progress
+from edgestill import run as job
+from edgestill.assemble import assemble
+from edgestill.cli import main
+from edgestill.errors import UserError
+from edgestill.objective import Objective
+from edgestill.recipe import load_recipe
+from edgestill.schedule import Phase, Schedule
+from edgestill.signals import Signal
+from edgestill.store import Dense, Store
+from edgestill.stores import capture
+from edgestill.tasks.samples import Batch
+from edgestill.teachers.online import OnlineTeacher
+from edgestill.teachers.stored import StoredTeacher
+from edgestill.train import Options, train
+from text_recipes import CLASSES, TOKENS, result_of, written
+
+KEPT = ["teacher.fit.keep=true", "compare.scratch=false"]
+DIGITS = [*KEPT, "teacher.fit.epochs=2", "train.epochs=3"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_cache(tmp_path_factory: pytest.TempPathFactory):
+    """The teachers of this file are fitted once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "store"
+    sets = [word for one in [*DIGITS, "capture.views=3"] for word in ("--set", one)]
+    assert main(["capture", "digits", "--out", str(folder), "--quiet", *sets]) == 0
+    return folder
+
+
+def test_a_run_trains_from_a_store_and_never_asks_its_teacher(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(self: OnlineTeacher, batch: Batch, taps: list[str]) -> Signal:
+        raise AssertionError("the teacher was asked")
+
+    monkeypatch.setattr(OnlineTeacher, "__call__", asked)
+    recipe = load_recipe("digits", [*DIGITS, f"teacher.store={digits}"])
+    result = job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)
+    assert result["arms"]["student"]["mean"] > 0.5
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("soft" in line.get("parts", {}) for line in lines if line["arm"] == "student")
+    assert result_of(tmp_path / "run")["teacher"]["quality"] > 0.5, "it is measured all the same"
+
+
+def test_the_loop_replays_the_views_that_were_captured(digits: Path) -> None:
+    parts = assemble(load_recipe("digits", [*DIGITS, f"teacher.store={digits}", "train.epochs=9"]), progress.silent)
+    schedule, ranks = parts.schedule("student"), np.linspace(0, 1, len(parts.splits.train), endpoint=False)
+    batch_at, seen = parts.batches("student", 0, ranks), set()
+    for step in range(schedule.steps):
+        batch = batch_at(step, schedule.at(step))
+        seen |= {*batch.views.tolist()}
+        again = parts.splits.train.batch(batch.indices, batch.views, 0, None)
+        assert torch.equal(batch.pixels, again.pixels)
+    assert seen == {0, 1, 2}
+
+
+def test_a_stored_run_has_the_bits_of_an_online_one_through_the_same_codec(digits: Path, tmp_path: Path) -> None:
+    """The teacher asked in the batches of the capture, its logits through float16."""
+    parts = assemble(load_recipe("digits", [*DIGITS, f"teacher.store={digits}"]), progress.silent)
+    store = Store.open(digits)
+    from edgestill.arms import fit_teacher
+
+    fit_teacher(parts, tmp_path / "teacher", lambda line: None, progress.silent, resume=False)
+    online, count, size = OnlineTeacher(parts.teacher, CPU, torch.float32), len(parts.splits.train), 64
+    rows = np.arange(3 * count)
+    told = []
+    for start in range(0, len(rows), size):
+        views, indices = np.divmod(rows[start : start + size], count)
+        logits = online(parts.splits.train.batch(indices, views, 0, None), []).logits
+        assert isinstance(logits, torch.Tensor)
+        told.append(Dense().decode(Dense().encode(logits, np.zeros(len(logits))), 10))
+    every = torch.cat(told)
+
+    def through_the_codec(batch: Batch, taps: list[str]) -> Signal:
+        return Signal(every[batch.views * count + batch.indices])
+
+    ends = []
+    for name, teacher in (("stored", StoredTeacher(store, CPU)), ("online", through_the_codec)):
+        student = parts.student(0)
+        schedule = Schedule((Phase("only", 1.0, 0.9, 4.0, 0.05),), 20)
+        torch.manual_seed(0)
+        train(
+            student,
+            schedule=schedule,
+            batch_at=parts.batches("student", 0, None),
+            objective=Objective(alpha=0.9, temperature=4.0),
+            teacher=teacher,
+            validate=lambda module: 0.0,
+            options=Options(),
+            folder=tmp_path / name,
+            log=lambda line: None,
+            track=progress.silent,
+        )
+        ends.append(student.module.state_dict())
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "sets"),
+    [
+        (TOKENS, ["capture.codec=sampled", "capture.draws=8"]),
+        (TOKENS, ["capture.codec=top-k", "capture.k=4"]),
+        (CLASSES, ["capture.codec=dense"]),
+    ],
+    ids=["tokens-sampled", "tokens-top-k", "classes-dense"],
+)
+@pytest.mark.usefixtures("bare")
+def test_texts_are_trained_from_a_store(text: str, sets: list[str], tmp_path: Path) -> None:
+    short = ["distill.terms=[]", "teacher.fit.epochs=4", "train.epochs=1", *KEPT]
+    recipe = load_recipe(written(tmp_path, text), [*short, *sets])
+    found = capture(recipe, tmp_path / "store", track=progress.silent)
+    assert found.made > 0
+    assert capture(recipe, tmp_path / "store", track=progress.silent).asked == 0, "all of it is there"
+    recipe = load_recipe(tmp_path / "recipe.yaml", [*short, f"teacher.store={tmp_path / 'store'}"])
+    result = job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)
+    online = job.run(
+        load_recipe(tmp_path / "recipe.yaml", short), tmp_path / "online", track=progress.silent, deliver_files=False
+    )
+    own, other = (one["arms"]["student"]["mean"] for one in (result, online))
+    assert own == pytest.approx(other, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["train.mixup=0.2"], "train.mixup: a store holds what the teacher said of single samples"),
+        (["distill.terms=[{loss: hint}]"], "distill.terms: the store holds no taps"),
+        (["data.validation=0.2"], "has another (input|data)"),
+        (["train.views.crop=2"], "has another views"),
+        (["teacher.fit.epochs=1"], "has another teacher: "),
+    ],
+)
+def test_a_store_that_does_not_belong_is_refused_before_training(
+    sets: list[str], said: str, digits: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe("digits", [*DIGITS, f"teacher.store={digits}", *sets])
+    with pytest.raises(UserError, match=said) as refused:
+        job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run" / "arms" / "baseline").exists()
+
+
+def test_a_codec_that_cannot_serve_a_loss_names_the_one_that_can(tmp_path: Path, capsys) -> None:
+    sets = [word for one in [*DIGITS, "capture.codec=sampled"] for word in ("--set", one)]
+    assert main(["capture", "digits", "--out", str(tmp_path / "store"), "--quiet", *sets]) == 0
+    assert main(["store", "verify", str(tmp_path / "store")]) == 0
+    assert "are as they were written" in capsys.readouterr().out
+    for override, said in (("distill.loss=dkd", "or dense"), ("distill.temperature=2", "at a temperature of 4, not 2")):
+        more = ["--set", f"teacher.store={tmp_path / 'store'}", "--set", override]
+        assert main(["train", "digits", "--quiet", "--out", str(tmp_path / "run"), *sets, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_captured_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["capture", "digits", "--out", str(tmp_path / "store"), "--quiet"]) == 2
+    assert "teacher.fit.keep" in capsys.readouterr().err
+    assert main(["store", "verify", str(tmp_path)]) == 2
+    assert "is no store" in capsys.readouterr().err

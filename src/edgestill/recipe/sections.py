@@ -116,7 +116,7 @@ class Teacher(Section):
     licence: str | None = Field(None, description="The teacher's licence, for the student's model card.")
     fit: Fit | None = Field(None, description="How to fit the teacher when no weights are given.")
     store: str | None = Field(
-        None, description="A folder that `edgestill capture` made: its signals in place of the teacher's passes."
+        None, description="A folder that the verb capture made: its signals in place of the teacher's passes."
     )
     precision: Literal["float32", "bf16", "int8"] = Field(
         "float32",

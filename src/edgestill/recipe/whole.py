@@ -69,7 +69,7 @@ class Recipe(Section):
         "finetune 0.2 (alpha 0, no terms); for sentence-embedding distill alone.",
     )
     train: Train = Field(default_factory=Train, description="How the student's arms are trained.")
-    capture: Capture = Field(default_factory=Capture, description="What `edgestill capture` keeps of the teacher.")
+    capture: Capture = Field(default_factory=Capture, description="What a capture keeps of the teacher.")
     skills: dict[Annotated[str, Field(pattern=r"^\w[\w -]*$")], Skill] = Field(
         default_factory=dict,
         description="What a language model must be able to do, by name: each a data set and a scorer.",

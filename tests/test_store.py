@@ -1,6 +1,9 @@
 """Stores: what a codec keeps, what a file holds, what is damaged, and how a capture is gone on with."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -321,3 +324,54 @@ def test_a_store_is_described_in_words(tmp_path: Path) -> None:
     said = json.loads((tmp_path / "store" / STORE).read_text())
     assert said["codec"] == {"name": "top-k", "k": 3, "temperatures": [1.0, 4.0]}
     assert said["complete"] is True
+
+
+KILLED = """
+import os, random, signal, sys
+from pathlib import Path
+
+sys.path[:0] = [{tests!r}, {root!r}]
+from test_store import Asked, Sampled, captured
+
+folder, codec, draw = Path(sys.argv[1]), Sampled(9, 4.0), random.Random(0)
+last = int(sys.argv[2])  # calls of functions in a capture that is left alone
+for _ in range(50):
+    child = os.fork()
+    if not child:
+        left = draw.randrange(last)
+
+        def count(frame, event, argument):
+            global left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.setprofile(count)
+        captured(folder, codec)
+        os._exit(0)
+    draw.random()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_fifty_kills_leave_a_store_that_ends_the_same(tmp_path: Path) -> None:
+    """Each in the midst of some function, wherever that is."""
+    captured(tmp_path / "warm", EVERY[2])
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    captured(tmp_path / "whole", EVERY[2])
+    sys.setprofile(None)
+    script = KILLED.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1]))
+    place = tmp_path / "store"
+    ran = subprocess.run([sys.executable, "-c", script, place, str(calls)], capture_output=True, text=True, check=True)
+    ends = [int(line) for line in ran.stdout.split()]
+    assert len(ends) == 50
+    assert ends.count(-9) > 20, "others were through before"
+    captured(place, EVERY[2])
+    assert contents(place) == contents(tmp_path / "whole")

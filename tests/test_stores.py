@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from edgestill.recipe import load_recipe
 from edgestill.schedule import Phase, Schedule
 from edgestill.signals import Signal
 from edgestill.store import Dense, Store
-from edgestill.stores import capture
+from edgestill.stores import capture, plan
 from edgestill.tasks.samples import Batch
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.teachers.stored import StoredTeacher
@@ -141,7 +142,7 @@ def test_texts_are_trained_from_a_store(text: str, sets: list[str], tmp_path: Pa
 @pytest.mark.parametrize(
     ("sets", "said"),
     [
-        (["train.mixup=0.2"], "train.mixup: a store holds what the teacher said of single samples"),
+        (["train.mixup=0.2"], "train.mixup: a store holds what the teacher says of single samples"),
         (["distill.terms=[{loss: hint}]"], "distill.terms: the store holds no taps"),
         (["data.validation=0.2"], "has another (input|data)"),
         (["train.views.crop=2"], "has another views"),
@@ -168,6 +169,42 @@ def test_a_codec_that_cannot_serve_a_loss_names_the_one_that_can(tmp_path: Path,
         assert main(["train", "digits", "--quiet", "--out", str(tmp_path / "run"), *sets, *more]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("codec", ["dense", "top-k", "sampled"])
+def test_a_plan_says_how_large_a_store_becomes(codec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [*DIGITS, "capture.k=4", "capture.views=2", f"capture.codec={codec}"]
+    planned = plan(load_recipe("digits", sets), track=progress.silent)
+    assert (planned["passes"], planned["views"]) == (-(-2 * planned["samples"] // 64), 2)
+    capture(load_recipe("digits", sets), tmp_path / "store", track=progress.silent)
+    size = sum(path.stat().st_size for path in (tmp_path / "store" / "shards").iterdir())
+    said = next(one["bytes"] for one in planned["codecs"] if one["name"] == codec)
+    assert said == pytest.approx(size, rel=0.01 if codec != "sampled" else 0.03)
+    assert main(["plan", "digits", "--quiet", *(word for one in sets for word in ("--set", one))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if "capture.codec" in line).startswith(codec)
+
+
+def test_a_store_larger_than_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = SimpleNamespace(free=20_000)
+    monkeypatch.setattr("edgestill.capture.shutil.disk_usage", lambda place: free)
+    with pytest.raises(UserError, match=r"needs 3\d,\d\d\d bytes, and .* has 20,000 free"):
+        capture(load_recipe("digits", DIGITS), tmp_path / "store", track=progress.silent)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["capture.codec=top-k"], "keeps fewer than all 10 classes; 32 came: take dense"),
+        (["train.mixup=0.2"], "of single samples: set mixup to 0"),
+        (["capture.codec=sampled", "capture.temperatures=[1, 4]"], "sampled draws at one temperature; 1, 4 came"),
+    ],
+)
+def test_what_no_store_can_hold_is_refused(sets: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        capture(load_recipe("digits", [*DIGITS, *sets]), tmp_path / "store", track=progress.silent)
+    assert not (tmp_path / "store").exists()
 
 
 def test_what_cannot_be_captured_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +17,15 @@ from edgestill.data.views import uniform
 from edgestill.errors import UserError
 from edgestill.folder import write_text
 from edgestill.signals import Signal
-from edgestill.store import Description, read_store, refuse_other, write_store
+from edgestill.store import Codec, Description, read_store, refuse_other, write_store
 from edgestill.store.shards import Piece, Shard, record_batch, schema, write
 from edgestill.store.store import SHARDS, STORE, shard_path
 from edgestill.tasks.samples import Batch, Samples
 
 DRAWS = 7
 """The stream of `uniform` that a codec draws from; views, splits and mixup use others."""
+TRIAL = 5
+"""Forward passes that are measured before a capture."""
 Track = Callable[..., Any]
 
 
@@ -174,6 +177,29 @@ class _Work:
         said = {"sample": indices, "view": views, "loss": np.concatenate(losses)}
         values = {column.name: np.concatenate([part[column.name] for part in kept]) for column in self.columns}
         return record_batch(said, values, self.columns, self.positions[indices], self.layout)
+
+
+def trial(
+    description: Description,
+    samples: Samples,
+    teacher: Callable[[Batch, list[str]], Signal],
+    codecs: Mapping[str, Codec],
+) -> tuple[float, dict[str, float]]:
+    """Seconds a forward pass, the median of some that are spread over the samples, and bytes a position by codec."""
+    starts = np.linspace(0, max(0, len(samples) - description.batch), TRIAL + 1).astype(int)
+    seconds, positions, found = [], 0, dict.fromkeys(codecs, 0)
+    for start in starts:
+        indices = np.arange(start, min(start + description.batch, len(samples)))
+        started = perf_counter()
+        logits = teacher(samples.batch(indices, np.zeros_like(indices), description.views.seed, None), []).logits
+        assert isinstance(logits, Tensor)
+        logits = logits.cpu()  # which waits for it
+        seconds.append(perf_counter() - started)
+        positions += len(logits)
+        offsets = uniform(description.views.seed, 0, np.arange(len(logits)), 1, stream=DRAWS)[:, 0]
+        for name, codec in codecs.items():
+            found[name] += sum(column.nbytes for column in codec.encode(logits, offsets).values())
+    return float(np.median(seconds[1:])), {name: count / positions for name, count in found.items()}
 
 
 def own_losses(logits: Tensor, labels: Tensor, positions: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -68,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", metavar="DIR", required=True, help="the store; one that is there is gone on with")
     sub.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
     sub.add_argument("--quiet", action="store_true", help="nothing but the result")
+    sub = add("plan", _plan, "what a capture is going to cost: teacher passes, time, and bytes by codec")
+    sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe")
+    sub.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
+    _output(sub)
     store = add("store", _store, "verify: reads every byte of a store, and names what is damaged")
     store.add_argument("step", choices=("verify",))
     store.add_argument("store", metavar="DIR", type=Path, help="a store")
@@ -157,6 +161,18 @@ def _capture(options: argparse.Namespace) -> int:
 
     found = capture(recipe, options.out, track=_track(options))
     print(f"{options.out}: {found.made} shards captured, {found.kept} were there; {found.asked:,} rows asked")
+    return OK
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from edgestill.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    from edgestill.stores import plan
+    from edgestill.words import planned
+
+    found = plan(recipe, track=_track(options))
+    print(json.dumps(found, indent=1) if options.json else planned(found))
     return OK
 
 

@@ -1,19 +1,22 @@
-"""The store of a recipe: captured, and looked through."""
+"""The store of a recipe: planned, captured, and looked through."""
 
 import tempfile
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from edgestill import progress
 from edgestill.arms import answers, check_teacher, fit_teacher, fits_teacher
-from edgestill.assemble import Job, assemble, bytes_of, cpu_threads, description_of
-from edgestill.capture import Captured, begin, finish, refuse_full_disk
+from edgestill.assemble import Job, assemble, bytes_of, codec_of, cpu_threads, description_of
+from edgestill.capture import Captured, begin, finish, refuse_full_disk, trial
 from edgestill.capture import capture as capture_shards
 from edgestill.errors import UserError
-from edgestill.processes import connect
+from edgestill.processes import Processes, connect
 from edgestill.recipe import Recipe
-from edgestill.store import Store
+from edgestill.store import CODECS, Codec, Store
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.train import Track
 
@@ -26,31 +29,72 @@ def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -
     a teacher that is no better than guessing.
     """
     processes = connect(recipe.train.device)
-    torch.set_num_threads(cpu_threads(recipe, processes))
-    job = processes.agree(lambda: assemble(recipe, track if processes.main else progress.silent, processes=processes))
-    if recipe.task == "sentence-embedding":
-        raise UserError("capture: sentence-embedding learns from the texts of a whole batch, which no store holds")
-    if fits_teacher(job):
-        _fit_to_keep(job, track)
+    job = _job(recipe, processes, track)
     place, description = Path(out), description_of(job)
 
     def check() -> None:
+        if not place.is_dir():
+            refuse_full_disk(place, bytes_of(description))
         begin(place, description)
-        refuse_full_disk(place, round(bytes_of(description)))
         quality = job.metric.quality(
             answers(job, job.teacher, job.splits.validation, "teacher: validation", track), job.splits.validation
         )
         check_teacher(job.metric, quality, job.splits.validation.labels, job.teacher)
 
     processes.first(check)
-    precision = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    teacher = OnlineTeacher(job.teacher, job.device, precision)
     found = capture_shards(
-        place, description, job.splits.train, teacher, track=track, rank=processes.rank, count=processes.count
+        place, description, job.splits.train, _teacher(job), track=track, rank=processes.rank, count=processes.count
     )
     kept, made, asked = processes.total(found)  # by which all are through
     processes.first(lambda: finish(place, description))
     return Captured(kept, made, asked)
+
+
+def plan(recipe: Recipe, *, track: Track = progress.track) -> dict[str, Any]:
+    """What a capture of a recipe is going to cost, from a short measurement of its teacher: `passes`, `seconds` of all
+    of them, and for each codec its bytes a position and of the whole store."""
+    job = _job(recipe, connect(recipe.train.device), track)
+    description = description_of(job)
+    codecs: dict[str, Codec] = {}
+    for name in CODECS:
+        with suppress(UserError):  # one that does not fit is left out
+            codecs[name] = codec_of(recipe, name, description.classes)
+    seconds, of_position = trial(description, job.splits.train, _teacher(job), codecs)
+    passes = -(-description.total // description.batch)
+    return {
+        "samples": description.samples,
+        "views": description.views.count,
+        "positions": description.positions,
+        "classes": description.classes,
+        "batch": description.batch,
+        "passes": passes,
+        "seconds": passes * seconds,
+        "chosen": recipe.capture.codec,
+        "codecs": [
+            {
+                "name": name,
+                "bytes_a_position": of_position[name],
+                "bytes": bytes_of(replace(description, codec=codec), of_position[name]),
+            }
+            for name, codec in codecs.items()
+        ],
+    }
+
+
+def _job(recipe: Recipe, processes: Processes, track: Track) -> Job:
+    """The parts, with a teacher that stays; what the recipe says of a store to read from does not matter."""
+    recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"store": None})})
+    torch.set_num_threads(cpu_threads(recipe, processes))
+    job = processes.agree(lambda: assemble(recipe, track if processes.main else progress.silent, processes=processes))
+    description_of(job)
+    if fits_teacher(job):
+        _fit_to_keep(job, track)
+    return job
+
+
+def _teacher(job: Job) -> OnlineTeacher:
+    precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
+    return OnlineTeacher(job.teacher, job.device, precision)
 
 
 def _fit_to_keep(job: Job, track: Track) -> None:

@@ -8,6 +8,20 @@ from edgestill.units import format_bytes, format_seconds
 Result = dict[str, Any]
 
 
+def planned(plan: Result) -> str:
+    """What a capture is going to cost, codec by codec; the recipe's is marked."""
+    views = f"{plan['views']} view{'s' * (plan['views'] > 1)}"
+    lines = [
+        f"teacher   {plan['passes']:,} passes of {plan['batch']} samples: {plan['samples']:,} samples in {views}, "
+        f"about {format_seconds(plan['seconds'])} here",
+        f"{'codec':10}{'bytes a position':>18}{'store':>12}",
+    ]
+    for codec in plan["codecs"]:
+        mark = "   capture.codec" if codec["name"] == plan["chosen"] else ""
+        lines.append(f"{codec['name']:10}{codec['bytes_a_position']:18.1f}{format_bytes(codec['bytes']):>12}{mark}")
+    return "\n".join(lines)
+
+
 def percent(share: float) -> str:
     """0.9337 -> "93.37 %"."""
     return f"{share * 100:.2f} %"

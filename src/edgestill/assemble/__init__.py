@@ -11,7 +11,7 @@ from edgestill.assemble.job import (
     Job,
     cpu_threads,
 )
-from edgestill.assemble.stores import bytes_of, check_store, description_of
+from edgestill.assemble.stores import bytes_of, check_store, codec_of, description_of
 from edgestill.assemble.terms import with_measured_maps
 from edgestill.assemble.whole import assemble
 
@@ -27,6 +27,7 @@ __all__ = [
     "assemble",
     "bytes_of",
     "check_store",
+    "codec_of",
     "cpu_threads",
     "description_of",
     "with_measured_maps",

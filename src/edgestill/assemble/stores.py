@@ -16,14 +16,20 @@ from edgestill.store import Codec, Dense, Description, Sampled, Store, TopK, Vie
 BATCH_BYTES, SHARD_BYTES = 2**20, 2**26
 """A record batch has at least so many bytes, if its store has: what is read, checked and captured again at once. A
 shard at most about so many: what is lost where a capture is stopped."""
+FRAME = 600
+"""Bytes that Arrow takes around a record batch, and at the end of a file, about."""
 
 
 def description_of(job: Job) -> Description:
-    """What a capture of a job makes."""
+    """What a capture of a job makes. UserError for what no store can hold."""
+    if job.recipe.task == "sentence-embedding":
+        raise UserError("capture: sentence-embedding learns from the texts of a whole batch, which no store holds")
+    if job.recipe.train.mixup:
+        raise UserError("train.mixup: a store holds what the teacher says of single samples: set mixup to 0")
     section, samples = job.recipe.capture, job.splits.train
     positions = samples.positions
     classes = _classes(job)
-    codec = codec_of(job.recipe)
+    codec = codec_of(job.recipe, section.codec, classes)
     of_row = max(1.0, float(positions.mean())) * _bytes(codec, classes) + 12
     rows = section.batch * max(1, round(BATCH_BYTES / (of_row * section.batch)))
     views = job.recipe.train.views
@@ -44,13 +50,15 @@ def description_of(job: Job) -> Description:
     )
 
 
-def codec_of(recipe: Recipe) -> Codec:
-    """The codec that a recipe's `capture` names."""
+def codec_of(recipe: Recipe, name: str, classes: int) -> Codec:
+    """A codec with what a recipe's `capture` says of it. UserError where it does not fit the classes."""
     section = recipe.capture
     temperatures = tuple(section.temperatures or _temperatures(recipe))
-    if section.codec == "dense":
+    if name == "dense":
         return Dense()
-    if section.codec == "top-k":
+    if name == "top-k":
+        if section.k >= classes:
+            raise UserError(f"capture.k: top-k keeps fewer than all {classes} classes; {section.k} came: take dense")
         return TopK(section.k, temperatures)
     if len(temperatures) > 1:
         given = ", ".join(f"{one:g}" for one in temperatures)
@@ -71,8 +79,6 @@ def open_store(recipe: Recipe, splits: Splits, teacher: Model) -> Store | None:
     if recipe.teacher.store is None:
         return None
     store = Store.open(Path(recipe.teacher.store))
-    if recipe.train.mixup:
-        raise UserError("train.mixup: a store holds what the teacher said of single samples: set mixup to 0")
     if any(recipe.distill.terms if phase.terms is None else phase.terms for phase in recipe.phases):
         raise UserError("distill.terms: the store holds no taps of the teacher: leave the terms out, or the store")
     name = recipe.distill.loss
@@ -105,10 +111,15 @@ def _classes(job: Job) -> int:
     return 1 if job.recipe.data.label == "number" else len(job.splits.train.classes)
 
 
-def bytes_of(description: Description) -> float:
-    """How many bytes a store is going to have, about."""
-    views = description.views.count
-    return views * (description.positions * _bytes(description.codec, description.classes) + 12 * description.samples)
+def bytes_of(description: Description, of_position: float | None = None) -> int:
+    """How many bytes a store is going to have, to a hundredth where a position has as many as are said."""
+    of = description
+    positions = of.positions * (_bytes(of.codec, of.classes) if of_position is None else of_position)
+    lists = 0 if of.positions == of.samples else len(of.codec.columns(of.classes))
+    if isinstance(of.codec, Sampled):
+        lists = max(lists, 2)
+    around = FRAME * -(-of.total // of.rows) + FRAME * of.shards
+    return round(of.views.count * (positions + (12 + 4 * lists) * of.samples) + around)
 
 
 def _bytes(codec: Codec, classes: int) -> float:

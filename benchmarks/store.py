@@ -43,7 +43,7 @@ BATCH, CLASSES = 128, 10
 
 def synthetic(folder: Path, rows: int) -> Description:
     """A store of random logits."""
-    of = Description("none", "none", "none", rows, rows, CLASSES, Views(), Dense(), 128, 32_768, 64)
+    of = Description("none", "none", "none", rows, rows, CLASSES, Views(), Dense(), (), 128, 32_768, 64)
     (folder / SHARDS).mkdir(parents=True)
     columns, draw, pieces = of.codec.columns(CLASSES), np.random.default_rng(0), []
     layout = schema(columns, single=True)
@@ -143,7 +143,7 @@ def step(steps: int) -> list[str]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "store"
         online = OnlineTeacher(model("resnet20"), CPU, torch.float32)
-        of = Description("t", "i", "d", 4096, 4096, CLASSES, Views(), Dense(), 128, 4096, 1)
+        of = Description("t", "i", "d", 4096, 4096, CLASSES, Views(), Dense(), (), 128, 4096, 1)
         capture(folder, of, samples, online)
         finish(folder, of)
         stored = StoredTeacher(Store.open(folder), CPU)

@@ -243,7 +243,8 @@ def main() -> None:
         "|---|---|---|",
         *(f"| {name} | {size if isinstance(size, str) else f'{size:,}'} | {quality} |" for name, size, quality in rows),
         "",
-        f"Student minus {difference['to']}: {difference['mean']:+.4f} {difference['interval']}, {difference['over']}.",
+        f"Student minus {difference['to']}: {difference['mean']:+.4f} "
+        f"[{difference['interval'][0]:+.4f}, {difference['interval'][1]:+.4f}], over {difference['over']}.",
     ]
     (ROOT / "benchmarks" / "results" / f"{date[:10]}-stories260k.md").write_text("\n".join(page) + "\n")
     print("\n".join(page))

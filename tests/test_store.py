@@ -19,9 +19,10 @@ from edgestill.data.images import Images
 from edgestill.data.views import augment
 from edgestill.errors import UserError
 from edgestill.losses import ON_BUCKETS, bucketed, dkd, drawn_kl, kl
+from edgestill.losses.reduce import channels_first, pooled
 from edgestill.models import ImageInput, Model
 from edgestill.signals import Buckets, Draws, Signal
-from edgestill.store import Codec, Dense, Description, Sampled, Store, TopK, Views
+from edgestill.store import Codec, Dense, Description, Sampled, Store, Tap, TopK, Views
 from edgestill.store.store import STORE, shard_path
 from edgestill.tasks.images import ImageSamples
 from edgestill.tasks.images import Views as Augmented
@@ -63,8 +64,8 @@ class Asked:
         return self.teacher(batch, taps)
 
 
-def description(codec: Codec, views: int = 3) -> Description:
-    return Description("t", "i", "data", N, N, C, Views(views, 5, "crop 1"), codec, batch=8, rows=16, batches=3)
+def description(codec: Codec, views: int = 3, taps: tuple[Tap, ...] = ()) -> Description:
+    return Description("t", "i", "data", N, N, C, Views(views, 5, "crop 1"), codec, taps, batch=8, rows=16, batches=3)
 
 
 def captured(folder: Path, codec: Codec, teacher: Asked | None = None) -> Store:
@@ -375,3 +376,36 @@ def test_fifty_kills_leave_a_store_that_ends_the_same(tmp_path: Path) -> None:
     assert ends.count(-9) > 20, "others were through before"
     captured(place, EVERY[2])
     assert contents(place) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 4, 4), (4, 4, 5), (9, 5), (5,)], ids=["maps", "channels-last", "tokens", "vector"]
+)
+def test_taps_come_back_as_vectors_or_in_8_bits_of_their_channels(shape: tuple[int, ...]) -> None:
+    features = random(6, *shape)
+    channel = {(4, 4, 5): 3, (9, 5): 2}.get(shape, 1)
+    largest = features.abs().amax([dim for dim in range(1, features.dim()) if dim != channel], keepdim=True)
+    whole = Tap("a.b", "int8", shape)
+    found = whole.decode(whole.encode(features))
+    assert found.shape == features.shape
+    assert ((found - features).abs() <= largest / 254 * 1.001).all()
+    assert whole.bytes == features[0].numel() + 4 * 5
+    mean = Tap("a.b", "pooled", shape)
+    torch.testing.assert_close(
+        mean.decode(mean.encode(features)), pooled(channels_first(features)), rtol=2**-10, atol=1e-6
+    )
+
+
+def test_taps_stand_beside_the_signals(tmp_path: Path) -> None:
+    teacher = Asked()
+    of = description(TopK(3, (4.0,)), taps=(Tap("0", "pooled", (36,)), Tap("1", "int8", (7,))))
+    capture(tmp_path / "store", of, samples(), teacher)
+    finish(tmp_path / "store", of)
+    store = Store.open(tmp_path / "store")
+    assert store.description == of
+    views, indices = np.array([2, 0, 1]), np.array([69, 3, 3])
+    told = teacher.teacher(samples().batch(indices, views, 5, None), ["0", "1"])
+    found = store.signal(views, indices, ["1", "0"])
+    torch.testing.assert_close(found.taps["0"], told.taps["0"], rtol=2**-10, atol=1e-6)
+    torch.testing.assert_close(found.taps["1"], told.taps["1"], rtol=0, atol=0.06)
+    assert not store.signal(views, indices).taps

@@ -143,7 +143,7 @@ def test_texts_are_trained_from_a_store(text: str, sets: list[str], tmp_path: Pa
     ("sets", "said"),
     [
         (["train.mixup=0.2"], "train.mixup: a store holds what the teacher says of single samples"),
-        (["distill.terms=[{loss: hint}]"], "distill.terms: the store holds no taps"),
+        (["distill.terms=[{loss: hint}]"], "needs the teacher's tap stage1, and the store .* holds none"),
         (["data.validation=0.2"], "has another (input|data)"),
         (["train.views.crop=2"], "has another views"),
         (["teacher.fit.epochs=1"], "has another teacher: "),
@@ -169,6 +169,30 @@ def test_a_codec_that_cannot_serve_a_loss_names_the_one_that_can(tmp_path: Path,
         assert main(["train", "digits", "--quiet", "--out", str(tmp_path / "run"), *sets, *more]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_terms_learn_from_taps_that_were_captured(tmp_path: Path) -> None:
+    """Maps in 8 bits for any term, means for one that begins with them; what a term needs and is not there is said."""
+    terms = [
+        "distill.terms=[{loss: hint, student: stage2, teacher: stage2}, {loss: rkd, student: stage3, teacher: stage3}]"
+    ]
+    recipe = load_recipe("digits", [*DIGITS, "capture.taps={stage2: int8, stage3: pooled}", *terms])
+    capture(recipe, tmp_path / "store", track=progress.silent)
+    stored = [*DIGITS, f"teacher.store={tmp_path / 'store'}"]
+    losses = []
+    for sets in (stored, DIGITS):
+        out = tmp_path / f"run{len(losses)}"
+        made = load_recipe("digits", [*sets, *terms, "compare.baseline=false", "train.epochs=1"])
+        job.run(made, out, track=progress.silent, deliver_files=False)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        first = next(line["parts"] for line in lines if line["arm"] == "student" and "hint" in str(line.get("parts")))
+        losses.append({name: part["value"] for name, part in first.items() if name not in ("hard", "soft")})
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[0].items():
+        assert value == pytest.approx(losses[1][name], rel=0.1), name
+    wrong = [*stored, "distill.terms=[{loss: hint, student: stage3, teacher: stage3}]"]
+    with pytest.raises(UserError, match="holds its mean over positions: capture it as int8"):
+        assemble(load_recipe("digits", wrong), progress.silent)
 
 
 @pytest.mark.parametrize("codec", ["dense", "top-k", "sampled"])

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ DRAWS = 7
 TRIAL = 5
 """Forward passes that are measured before a capture."""
 Track = Callable[..., Any]
+Teacher = Callable[[Batch, Sequence[str]], Signal]
 
 
 class Captured(NamedTuple):
@@ -41,7 +42,7 @@ def capture(
     folder: Path,
     description: Description,
     samples: Samples,
-    teacher: Callable[[Batch, list[str]], Signal],
+    teacher: Teacher,
     *,
     track: Track = lambda items, *_: items,
     rank: int = 0,
@@ -108,12 +109,10 @@ def _read(note: Path) -> list[Piece]:
 class _Work:
     """What the record batches of a store are made of."""
 
-    def __init__(
-        self, folder: Path, description: Description, samples: Samples, teacher: Callable[[Batch, list[str]], Signal]
-    ) -> None:
+    def __init__(self, folder: Path, description: Description, samples: Samples, teacher: Teacher) -> None:
         self.folder, self.of, self.samples, self.teacher = folder, description, samples, teacher
         self.positions = samples.positions
-        self.columns = description.codec.columns(description.classes)
+        self.columns, self.paths = description.columns(), [tap.path for tap in description.taps]
         self.layout = schema(self.columns, single=bool((self.positions == 1).all()))
         _, self.known = read_store(folder)
 
@@ -167,12 +166,15 @@ class _Work:
         for start in range(0, len(rows), self.of.batch):
             chosen = slice(start, start + self.of.batch)
             batch = self.samples.batch(indices[chosen], views[chosen], self.of.views.seed, None)
-            logits = self.teacher(batch, []).logits
+            signal = self.teacher(batch, self.paths)
+            logits = signal.logits
             assert isinstance(logits, Tensor)
             positions = self.positions[indices[chosen]]
             each = uniform(self.of.views.seed, views[chosen], indices[chosen], int(positions.max()), stream=DRAWS)
             offsets = each[np.arange(each.shape[1]) < positions[:, None]]
             kept.append(self.of.codec.encode(logits, offsets))
+            for tap in self.of.taps:
+                kept[-1] |= tap.encode(signal.taps[tap.path])
             losses.append(own_losses(logits, batch.labels, positions))
         said = {"sample": indices, "view": views, "loss": np.concatenate(losses)}
         values = {column.name: np.concatenate([part[column.name] for part in kept]) for column in self.columns}
@@ -182,7 +184,7 @@ class _Work:
 def trial(
     description: Description,
     samples: Samples,
-    teacher: Callable[[Batch, list[str]], Signal],
+    teacher: Teacher,
     codecs: Mapping[str, Codec],
 ) -> tuple[float, dict[str, float]]:
     """Seconds a forward pass, the median of some that are spread over the samples, and bytes a position by codec."""

@@ -1,6 +1,7 @@
 """The store of a recipe: planned, captured, and looked through."""
 
 import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,13 @@ from edgestill.assemble import Job, assemble, bytes_of, codec_of, cpu_threads, d
 from edgestill.capture import Captured, begin, finish, refuse_full_disk, trial
 from edgestill.capture import capture as capture_shards
 from edgestill.errors import UserError
+from edgestill.models import TextInput
+from edgestill.objective import averaged
 from edgestill.processes import Processes, connect
 from edgestill.recipe import Recipe
+from edgestill.signals import Signal
 from edgestill.store import CODECS, Codec, Store
+from edgestill.tasks.samples import Batch
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.train import Track
 
@@ -92,9 +97,17 @@ def _job(recipe: Recipe, processes: Processes, track: Track) -> Job:
     return job
 
 
-def _teacher(job: Job) -> OnlineTeacher:
+def _teacher(job: Job) -> Callable[[Batch, Sequence[str]], Signal]:
+    """The teacher as a capture asks it: of texts, a tap is the mean over the valid tokens."""
     precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
-    return OnlineTeacher(job.teacher, job.device, precision)
+    teacher, expected = OnlineTeacher(job.teacher, job.device, precision), job.teacher.input
+
+    def of_texts(batch: Batch, taps: Sequence[str]) -> Signal:
+        signal, tokens = teacher(batch, taps), batch.valid(expected, job.device)
+        assert tokens is not None
+        return Signal(signal.logits, {path: averaged(tap, tokens) for path, tap in signal.taps.items()})
+
+    return of_texts if isinstance(expected, TextInput) and job.recipe.capture.taps else teacher
 
 
 def _fit_to_keep(job: Job, track: Track) -> None:

@@ -4,14 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from edgestill.assemble.data import Splits
 from edgestill.assemble.job import Job
 from edgestill.errors import UserError
-from edgestill.losses import SOFT_LOSSES
-from edgestill.models import Model, TextInput, fingerprint
+from edgestill.losses import OF_SAMPLES, POOLING, SOFT_LOSSES
+from edgestill.models import Model, TextInput, example, fingerprint, forward, to_device
 from edgestill.recipe import IMAGES, Recipe
-from edgestill.store import Codec, Dense, Description, Sampled, Store, TopK, Views, refuse_other
+from edgestill.store import Codec, Dense, Description, Sampled, Store, Tap, TopK, Views, refuse_other
+from edgestill.taps import record
 
 BATCH_BYTES, SHARD_BYTES = 2**20, 2**26
 """A record batch has at least so many bytes, if its store has: what is read, checked and captured again at once. A
@@ -29,8 +31,8 @@ def description_of(job: Job) -> Description:
     section, samples = job.recipe.capture, job.splits.train
     positions = samples.positions
     classes = _classes(job)
-    codec = codec_of(job.recipe, section.codec, classes)
-    of_row = max(1.0, float(positions.mean())) * _bytes(codec, classes) + 12
+    codec, taps = codec_of(job.recipe, section.codec, classes), taps_of(job)
+    of_row = max(1.0, float(positions.mean())) * _bytes(codec, classes) + 12 + sum(tap.bytes for tap in taps)
     rows = section.batch * max(1, round(BATCH_BYTES / (of_row * section.batch)))
     views = job.recipe.train.views
     augmented = job.recipe.task in IMAGES and (views.crop or views.flip or views.policy != "none")
@@ -44,6 +46,7 @@ def description_of(job: Job) -> Description:
         classes=classes,
         views=Views(section.views if augmented else 1, section.seed, how),
         codec=codec,
+        taps=taps,
         batch=section.batch,
         rows=rows,
         batches=max(1, round(SHARD_BYTES / (of_row * rows))),
@@ -66,6 +69,43 @@ def codec_of(recipe: Recipe, name: str, classes: int) -> Codec:
     return Sampled(section.draws, temperatures[0])
 
 
+def taps_of(job: Job) -> tuple[Tap, ...]:
+    """The taps that a recipe's `capture` keeps, with their shapes. UserError for those that have none of their own."""
+    asked, teacher, texts = job.recipe.capture.taps, job.teacher, isinstance(job.teacher.input, TextInput)
+    if not asked:
+        return ()
+    probe = example(teacher.input, 2)
+    with torch.no_grad(), record(to_device(teacher.module, torch.device("cpu")).eval(), [*asked]) as taps:
+        forward(teacher.module, probe)
+    found = []
+    for path, keep in asked.items():
+        shape = tuple(taps[path].shape[1:])
+        if texts and (keep != "pooled" or len(shape) != 2):
+            raise UserError(f"capture.taps: {path}: of texts, which differ in length, hidden states are kept, pooled")
+        found.append(Tap(path, keep, shape[-1:] if texts else shape))
+    return tuple(found)
+
+
+def _check_taps(job: Job, store: Store) -> None:
+    """UserError for a term whose teacher tap the store has not, or not as the term needs it."""
+    kept = {tap.path: tap.keep for tap in store.description.taps}
+    texts = isinstance(job.teacher.input, TextInput)
+    used = {name for names in job.phase_terms.values() for name in names}
+    for name, term in job.terms.items():
+        for path in term.teacher_taps if name in used else ():
+            loss = getattr(term.loss, "func", term.loss)
+            if path not in kept:
+                raise UserError(
+                    f"the term {name} needs the teacher's tap {path}, and the store {store.folder} holds "
+                    f"{', '.join(kept) or 'none'}: capture it with capture.taps, or leave the term out"
+                )
+            if kept[path] == "pooled" and loss not in (OF_SAMPLES if texts else POOLING):
+                raise UserError(
+                    f"the term {name} needs all of the teacher's tap {path}, and the store {store.folder} holds its "
+                    "mean over positions: capture it as int8, or leave the term out"
+                )
+
+
 def _temperatures(recipe: Recipe) -> list[float]:
     """Those at which the recipe's phases learn from the teacher."""
     own = recipe.distill.temperature
@@ -79,8 +119,6 @@ def open_store(recipe: Recipe, splits: Splits, teacher: Model) -> Store | None:
     if recipe.teacher.store is None:
         return None
     store = Store.open(Path(recipe.teacher.store))
-    if any(recipe.distill.terms if phase.terms is None else phase.terms for phase in recipe.phases):
-        raise UserError("distill.terms: the store holds no taps of the teacher: leave the terms out, or the store")
     name = recipe.distill.loss
     for phase in recipe.phases:
         alpha = recipe.distill.alpha if phase.alpha is None else phase.alpha
@@ -102,6 +140,7 @@ def check_store(job: Job, *, unfitted: bool = False) -> None:
     # how many views of which seed is the store's to say
     wanted = replace(wanted, views=replace(found.views, how=wanted.views.how))
     refuse_other(job.store.folder, found, replace(wanted, teacher=found.teacher) if unfitted else wanted)
+    _check_taps(job, job.store)
 
 
 def _classes(job: Job) -> int:
@@ -118,6 +157,7 @@ def bytes_of(description: Description, of_position: float | None = None) -> int:
     lists = 0 if of.positions == of.samples else len(of.codec.columns(of.classes))
     if isinstance(of.codec, Sampled):
         lists = max(lists, 2)
+    positions += of.samples * sum(tap.bytes for tap in of.taps)
     around = FRAME * -(-of.total // of.rows) + FRAME * of.shards
     return round(of.views.count * (positions + (12 + 4 * lists) * of.samples) + around)
 

@@ -62,10 +62,14 @@ ON_BUCKETS = frozenset({kl, reverse_kl, jensen_shannon, skewed_kl, skewed_revers
 OF_SAMPLES = frozenset({sp, rkd, pkt, cc, cka, crd})
 """Losses that compare the samples of a batch with each other: of a text, they take the mean of its tokens."""
 
+POOLING = frozenset({rkd, pkt, cc})
+"""Losses that begin with the mean of a tap over its positions."""
+
 __all__ = [
     "CHANNEL_FREE",
     "OF_SAMPLES",
     "ON_BUCKETS",
+    "POOLING",
     "ROW_WISE",
     "SOFT_LOSSES",
     "TERM_LOSSES",

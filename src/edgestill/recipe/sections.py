@@ -303,6 +303,10 @@ class Capture(Section):
     temperatures: list[Rate] | None = Field(
         None, min_length=1, description="At which top-k and sampled can be learned from; the recipe's own by default."
     )
+    taps: dict[str, Literal["pooled", "int8"]] = Field(
+        default_factory=dict,
+        description="Taps of the teacher to keep: pooled, their mean over positions, or int8, all of them in 8 bits.",
+    )
     views: Count = Field(1, description="Augmented views kept of each image; training cycles through them.")
     seed: NonNegativeInt = Field(0, description="Of the views and the draws.")
     batch: Count = Field(64, description="Samples a forward pass of the teacher.")

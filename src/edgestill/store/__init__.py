@@ -2,6 +2,7 @@
 
 from edgestill.store.codecs import CODECS, Codec, Dense, Sampled, TopK
 from edgestill.store.store import Description, Store, Views, read_store, refuse_other, write_store
+from edgestill.store.taps import Tap
 
 __all__ = [
     "CODECS",
@@ -10,6 +11,7 @@ __all__ = [
     "Description",
     "Sampled",
     "Store",
+    "Tap",
     "TopK",
     "Views",
     "read_store",

@@ -26,11 +26,13 @@ Columns = dict[str, NDArray[Any]]
 
 
 class Column(NamedTuple):
-    """What a position has in a column: `width` numbers, or where that is None as many as its `distinct` says."""
+    """What a position has in a column, or `of_row` a whole row: `width` numbers, or where that is None as many as its
+    `distinct` says."""
 
     name: str
     dtype: Any
     width: int | None = 1
+    of_row: bool = False
 
 
 @dataclass(frozen=True)

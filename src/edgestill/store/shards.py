@@ -34,7 +34,7 @@ def schema(columns: Iterable[Column], single: bool) -> pa.Schema:
     fields = [pa.field(column.name, pa.from_numpy_dtype(column.dtype)) for column in ROW]
     for column in columns:
         kind = pa.from_numpy_dtype(column.dtype)
-        fixed = single and column.width is not None
+        fixed = (single or column.of_row) and column.width is not None
         fields.append(pa.field(column.name, pa.list_(kind, column.width) if fixed else pa.list_(kind)))
     return pa.schema(fields)
 

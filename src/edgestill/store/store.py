@@ -8,6 +8,7 @@ Row `view·N + sample` holds the signal of a view of a sample; a record batch ho
 
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from edgestill.errors import UserError, first_line
 from edgestill.folder import write_text
 from edgestill.signals import Buckets, Draws, Signal
-from edgestill.store.codecs import Codec, Columns, described, read_codec
+from edgestill.store.codecs import Codec, Column, Columns, described, read_codec
 from edgestill.store.shards import Numbers, Piece, Shard, numbers
+from edgestill.store.taps import Tap
 
 STORE, SHARDS = "store.json", "shards"
 VERSION = 1
@@ -45,6 +47,7 @@ class Description:
         data: fingerprint of the training samples.
         samples, positions: N, and how many answers a view of all of them has.
         classes: C, or the size of the vocabulary.
+        taps: what is kept of the teacher's taps.
         batch: samples a forward pass.
         rows: rows a record batch, whole forward passes.
         batches: record batches a shard.
@@ -58,6 +61,7 @@ class Description:
     classes: int
     views: Views
     codec: Codec
+    taps: tuple[Tap, ...]
     batch: int
     rows: int
     batches: int
@@ -76,7 +80,12 @@ class Description:
 
     @staticmethod
     def from_json(said: dict[str, Any]) -> "Description":
-        return Description(**said | {"views": Views(**said["views"]), "codec": read_codec(said["codec"])})
+        taps = tuple(Tap(**one | {"shape": tuple(one["shape"])}) for one in said["taps"])
+        return Description(**said | {"views": Views(**said["views"]), "codec": read_codec(said["codec"]), "taps": taps})
+
+    def columns(self) -> list[Column]:
+        """Those of the codec, and of the taps."""
+        return [*self.codec.columns(self.classes), *(column for tap in self.taps for column in tap.columns())]
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -145,11 +154,14 @@ class Store:
             raise UserError(f"the store {folder} is not captured to its end: `edgestill capture` goes on with it")
         return Store(folder, description, pieces)
 
-    def signal(self, views: NDArray[np.int64], samples: NDArray[np.int64]) -> Signal:
-        """What the teacher said of views [B] of samples [B], position by position. UserError for a damaged batch."""
-        names = [column.name for column in self.description.codec.columns(self.description.classes)]
-        columns = self.read(views * self.description.samples + samples, names)
-        return Signal(self.description.codec.decode(columns, self.description.classes))
+    def signal(self, views: NDArray[np.int64], samples: NDArray[np.int64], taps: Sequence[str] = ()) -> Signal:
+        """What the teacher said of views [B] of samples [B], position by position, and some of its taps. UserError for
+        a damaged batch."""
+        of = self.description
+        kept = [tap for tap in of.taps if tap.path in taps]
+        wanted = [*of.codec.columns(of.classes), *(column for tap in kept for column in tap.columns())]
+        columns = self.read(views * of.samples + samples, [column.name for column in wanted])
+        return Signal(of.codec.decode(columns, of.classes), {tap.path: tap.decode(columns) for tap in kept})
 
     def read(self, rows: NDArray[np.int64], names: list[str]) -> Columns:
         """The numbers of rows in columns, row by row, one after another."""

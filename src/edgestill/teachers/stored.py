@@ -19,8 +19,10 @@ class StoredTeacher:
     device: torch.device
 
     def __call__(self, batch: Batch, taps: Sequence[str]) -> Signal:
-        found = self.store.signal(batch.views, batch.indices)
-        return found if self.device.type == "cpu" else Signal(_on(found.logits, self.device))
+        found = self.store.signal(batch.views, batch.indices, taps)
+        if self.device.type == "cpu":
+            return found
+        return Signal(_on(found.logits, self.device), {path: tap.to(self.device) for path, tap in found.taps.items()})
 
 
 def _on(logits: Tensor | Buckets | Draws, device: torch.device) -> Tensor | Buckets | Draws:

@@ -18,12 +18,15 @@ from edgestill.errors import UserError
 from edgestill.folder import write_text
 from edgestill.signals import Signal
 from edgestill.store import Codec, Description, read_store, refuse_other, write_store
+from edgestill.store.codecs import Columns
 from edgestill.store.shards import Piece, Shard, record_batch, schema, write
 from edgestill.store.store import SHARDS, STORE, shard_path
 from edgestill.tasks.samples import Batch, Samples
 
 DRAWS = 7
 """The stream of `uniform` that a codec draws from; views, splits and mixup use others."""
+CHUNK = 2**22
+"""Logits that are encoded at a time."""
 TRIAL = 5
 """Forward passes that are measured before a capture."""
 Track = Callable[..., Any]
@@ -172,13 +175,24 @@ class _Work:
             positions = self.positions[indices[chosen]]
             each = uniform(self.of.views.seed, views[chosen], indices[chosen], int(positions.max()), stream=DRAWS)
             offsets = each[np.arange(each.shape[1]) < positions[:, None]]
-            kept.append(self.of.codec.encode(logits, offsets))
+            kept.append(encoded(self.of.codec, logits, offsets))
             for tap in self.of.taps:
                 kept[-1] |= tap.encode(signal.taps[tap.path])
             losses.append(own_losses(logits, batch.labels, positions))
         said = {"sample": indices, "view": views, "loss": np.concatenate(losses)}
         values = {column.name: np.concatenate([part[column.name] for part in kept]) for column in self.columns}
         return record_batch(said, values, self.columns, self.positions[indices], self.layout)
+
+
+def encoded(codec: Codec, logits: Tensor, offsets: NDArray[np.float64]) -> Columns:
+    """What a codec keeps of logits [N, C], made some rows at a time: its float64 would take several times their
+    memory."""
+    rows = max(1, CHUNK // logits.shape[-1])
+    parts = [
+        codec.encode(logits[start : start + rows], offsets[start : start + rows])
+        for start in range(0, len(logits), rows)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def trial(
@@ -200,7 +214,7 @@ def trial(
         positions += len(logits)
         offsets = uniform(description.views.seed, 0, np.arange(len(logits)), 1, stream=DRAWS)[:, 0]
         for name, codec in codecs.items():
-            found[name] += sum(column.nbytes for column in codec.encode(logits, offsets).values())
+            found[name] += sum(column.nbytes for column in encoded(codec, logits, offsets).values())
     return float(np.median(seconds[1:])), {name: count / positions for name, count in found.items()}
 
 

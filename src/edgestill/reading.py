@@ -160,7 +160,7 @@ def _absolute(raw: Any, base: Path) -> None:
     listed = raw.get("student")
     for model in (raw.get("teacher"), *(listed if isinstance(listed, list) else [listed])):
         convert(model, ["model"], _model_path)
-        convert(model, ["weights"], lambda text, base: _join(base, text))
+        convert(model, ["weights", "store"], lambda text, base: _join(base, text))
     for skill in _entries(raw.get("skills")):
         convert(skill, ["data", "examples"], _data_path)
         convert(skill, ["scorer"], _function_path)

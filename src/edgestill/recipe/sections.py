@@ -309,7 +309,7 @@ class Capture(Section):
     )
     views: Count = Field(1, description="Augmented views kept of each image; training cycles through them.")
     seed: NonNegativeInt = Field(0, description="Of the views and the draws.")
-    batch: Count = Field(64, description="Samples a forward pass of the teacher.")
+    batch: Count = Field(64, description="Samples a forward pass of the teacher; 8 for language models.")
 
 
 class Compare(Section):

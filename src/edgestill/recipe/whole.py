@@ -95,13 +95,14 @@ class Recipe(Section):
         usual: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.01}
         numbers = isinstance(given.get("data"), dict) and given["data"].get("label") == "number"
         distill: dict[str, Any] = {"loss": "regression"} if numbers else {}
-        if given["task"] in ("language-modeling", "instruction"):
-            distill = {"temperature": 1.0}
+        capture: dict[str, Any] = {}
+        if given["task"] in ("language-modeling", "instruction"):  # whose logits are large
+            distill, capture = {"temperature": 1.0}, {"batch": 8}
         made = given | {"export": given.get("export", [*TEXT_FORMATS])}
         if given["task"] == "sentence-embedding":
             distill = {"temperature": 0.05}
             made["phases"] = given.get("phases", default_phases(given["task"]))
-        for key, defaults in (("train", usual | {"clip": 1.0}), ("distill", distill)):
+        for key, defaults in (("train", usual | {"clip": 1.0}), ("distill", distill), ("capture", capture)):
             if isinstance(given.get(key, {}), dict):
                 made[key] = defaults | given.get(key, {})
         teacher = given.get("teacher")

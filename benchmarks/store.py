@@ -3,31 +3,37 @@ classes; and a step that reads against a step without any teacher.
 
     python benchmarks/store.py [--rows 10_000_000] [--steps 150]
 
-The step: ResNet-8 on 32×32 images, 128 of them, by turns from a store, without a teacher, and with ResNet-20 asked.
-Writes a dated page to benchmarks/results.
+The step: ResNet-8 on 128 images of 32×32, and python-code's student on 16 blocks of 128 tokens, by turns without a
+teacher, from a store, and with the teacher asked. Writes a dated page to benchmarks/results.
 """
 
 import argparse
 import os
 import resource
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Semaphore, Thread
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 
+from edgestill import progress
+from edgestill.assemble import assemble, description_of
 from edgestill.capture import capture, finish
 from edgestill.data.images import Images
 from edgestill.functions import load_function
 from edgestill.models import ImageInput, Model
 from edgestill.objective import Objective
 from edgestill.reading import builtin
+from edgestill.recipe import load_recipe
 from edgestill.runtimes.measure import hardware
 from edgestill.schedule import Phase, Schedule
+from edgestill.signals import Signal
 from edgestill.store import Dense, Description, Store, Views, write_store
 from edgestill.store.shards import record_batch, schema, write
 from edgestill.store.store import SHARDS, shard_path
@@ -127,8 +133,56 @@ def large(rows: int) -> list[str]:
         ]
 
 
-def step(steps: int) -> list[str]:
-    """The step from a store, without a teacher and with one, in turns inside one training's `track`."""
+Loop = tuple[str, Callable[[Any, Sequence[str]], Signal] | None, float]
+"""A name, a teacher or none, and its weight."""
+
+
+def by_turns(loops: list[Loop], steps: int, make: Callable[[], Model], batch_at: Any, temperature: float) -> list[str]:
+    """Trainings that take their steps by turns: each one's over the first's, which has no teacher."""
+    order = [*range(0, len(loops), 2), *range(len(loops) - 1 - len(loops) % 2, 0, -2)]  # the dearest is never before
+    turns = [Semaphore(number == 0) for number in range(len(loops))]
+    spent: dict[str, list[float]] = {name: [] for name, _, _ in loops}
+
+    def loop(number: int, folder: Path) -> None:
+        name, teacher, alpha = loops[number]
+
+        def track(items: Iterator[int], _: str, total: int) -> Iterator[int]:
+            for item in items:
+                turns[number].acquire()
+                started = perf_counter()
+                yield item
+                spent[name].append(perf_counter() - started)
+                turns[order[(order.index(number) + 1) % len(order)]].release()
+
+        train(
+            make(),
+            schedule=Schedule((Phase("only", 1.0, alpha, temperature, 1e-4),), steps),
+            batch_at=batch_at,
+            objective=Objective(alpha=alpha, temperature=temperature),
+            teacher=teacher,
+            validate=lambda module: 0.0,
+            options=Options(optimizer="adamw", validate_every=10**9, log_every=10),
+            folder=folder,
+            log=lambda line: None,
+            track=track,
+        )
+
+    with tempfile.TemporaryDirectory() as place:
+        threads = [Thread(target=loop, args=(number, Path(place) / str(number))) for number in range(len(loops))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    floor = np.array(spent[loops[0][0]][3:-1])
+    lines = [f"| {loops[0][0]} | {np.median(floor) * 1e3:.1f} ms |"]
+    for name, _, _ in loops[1:]:
+        low, middle, high = np.percentile(np.array(spent[name][3:-1]) / floor, [25, 50, 75])
+        lines.append(f"| {name} ÷ {loops[0][0]} | {middle:.3f} ({low:.3f}–{high:.3f}) |")
+    return lines
+
+
+def of_images(steps: int) -> list[str]:
+    """ResNet-8 of ResNet-20, on 32×32 images."""
     draw = np.random.default_rng(0)
     images = Images(
         draw.integers(0, 256, (4096, 32, 32, 3), np.uint8), draw.integers(0, CLASSES, 4096), tuple("abcdefghij"), "", ""
@@ -140,56 +194,40 @@ def step(steps: int) -> list[str]:
         torch.manual_seed(0)
         return Model(load_function(f"{nets}:{name}")(), name, {}, expected)
 
+    def batch_at(step: int, _: object) -> Any:
+        return samples.batch((np.arange(BATCH) + step * BATCH) % 4096, np.zeros(BATCH, np.int64), 0, None)
+
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "store"
         online = OnlineTeacher(model("resnet20"), CPU, torch.float32)
         of = Description("t", "i", "d", 4096, 4096, CLASSES, Views(), Dense(), (), 128, 4096, 1)
-        capture(folder, of, samples, online)
-        finish(folder, of)
-        stored = StoredTeacher(Store.open(folder), CPU)
-        loops: list[tuple[str, Callable | None, float]] = [("no teacher", None, 0.0), ("store", stored, 0.9)]
-        loops.append(("teacher asked", online, 0.9))
-        turns = [Semaphore(number == 0) for number in range(len(loops))]
-        spent: dict[str, list[float]] = {name: [] for name, _, _ in loops}
+        capture(Path(place) / "store", of, samples, online)
+        finish(Path(place) / "store", of)
+        stored = StoredTeacher(Store.open(Path(place) / "store"), CPU)
+        loops: list[Loop] = [("images, no teacher", None, 0.0), ("images, from a store", stored, 0.9)]
+        loops.append(("images, the teacher asked", online, 0.9))
+        return by_turns(loops, steps, lambda: model("resnet8"), batch_at, 4.0)
 
-        def loop(number: int) -> None:
-            """A training that takes a step when it is its turn."""
-            name, teacher, alpha = loops[number]
 
-            def track(items: Iterator[int], _: str, total: int) -> Iterator[int]:
-                for item in items:
-                    turns[number].acquire()
-                    started = perf_counter()
-                    yield item
-                    spent[name].append(perf_counter() - started)
-                    turns[(number + 1) % len(loops)].release()
+def of_tokens(steps: int) -> list[str]:
+    """The models of python-code, on its blocks."""
+    with tempfile.TemporaryDirectory() as place:
+        loops: list[Loop] = [("tokens, no teacher", None, 0.0)]
+        for name, codec in (("dense", "dense"), ("top-k", "top-k"), ("sampled", "sampled")):
+            recipe = load_recipe("python-code", [f"capture.codec={codec}", "capture.k=8", "capture.draws=12"])
+            job = assemble(recipe, progress.silent)
+            few = job.splits.train.at(np.arange(512), "some")
+            online = OnlineTeacher(job.teacher, CPU, torch.float32)
+            of = replace(description_of(job), data="some", samples=512, positions=int(few.positions.sum()))
+            capture(Path(place) / name, of, few, online)
+            finish(Path(place) / name, of)
+            stored = StoredTeacher(Store.open(Path(place) / name), CPU)
+            loops.append((f"tokens, from a store, {name}", stored, 0.9))
+        loops.append(("tokens, the teacher asked", online, 0.9))
 
-            train(
-                model("resnet8"),
-                schedule=Schedule((Phase("only", 1.0, alpha, 4.0, 0.01),), steps),
-                batch_at=lambda step, _: samples.batch(
-                    (np.arange(BATCH) + step * BATCH) % 4096, np.zeros(BATCH, np.int64), 0, None
-                ),
-                objective=Objective(alpha=alpha, temperature=4.0),
-                teacher=teacher,
-                validate=lambda module: 0.0,
-                options=Options(validate_every=10**9, log_every=10),
-                folder=Path(place) / name,
-                log=lambda line: None,
-                track=track,
-            )
+        def batch_at(step: int, _: object) -> Any:
+            return few.batch((np.arange(16) + step * 16) % 512, np.zeros(16, np.int64), 0, None)
 
-        threads = [Thread(target=loop, args=(number,)) for number in range(len(loops))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    floor = np.array(spent["no teacher"][3:-1])
-    lines = [f"| a step without a teacher | {np.median(floor) * 1e3:.1f} ms |"]
-    for name in ("store", "teacher asked"):
-        low, middle, high = np.percentile(np.array(spent[name][3:-1]) / floor, [25, 50, 75])
-        lines.append(f"| a step, {name} ÷ without a teacher | {middle:.3f} ({low:.3f}–{high:.3f}) |")
-    return lines
+        return by_turns(loops, steps, lambda: job.student(0), batch_at, 1.0)
 
 
 def main() -> None:
@@ -208,7 +246,8 @@ def main() -> None:
         "| what | measured |",
         "|---|---|",
         *large(options.rows),
-        *step(options.steps),
+        *of_images(options.steps),
+        *of_tokens(options.steps),
     ]
     (ROOT / "benchmarks" / "results" / f"{date[:10]}-store.md").write_text("\n".join(page) + "\n")
     print("\n".join(page))

@@ -2,14 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from edgestill import objective as module
-from edgestill.losses import ROW_WISE, SOFT_LOSSES, cross_entropy, kl
-from edgestill.losses.fused import in_chunks, soft_labels
+from edgestill.losses import ROW_WISE, SOFT_LOSSES, bucketed, cross_entropy, drawn_kl, kl
+from edgestill.losses.fused import Target, in_chunks, of_buckets, of_draws, of_logits, soft_labels
 from edgestill.objective import Objective
 from edgestill.signals import Signal
 
@@ -47,35 +48,51 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(
     torch.testing.assert_close(other, gradient, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("hard", [0.0, 0.4])
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_soft_labels_by_their_formula_are_those_by_autograd(temperature: float, hard: float) -> None:
+def kept(way: str, temperature: float) -> tuple[Callable[[Tensor], Tensor], Target | None]:
+    """A divergence by autograd, over 26 positions, and its target by formula."""
     teacher = random(N, C, seed=1)
     teacher[:, 6] = -torch.inf  # a padded vocabulary
-    counts, found = (torch.tensor(20.0), 26), []
-    for way in ("autograd", "formula"):
+    given = {"temperature": temperature, "count": 26}
+    if way == "none":
+        return lambda student: 0 * student.sum(), None
+    if way == "logits":
+        return lambda student: kl(student, teacher, **given), of_logits(teacher, temperature)
+    if way == "buckets":
+        ids = teacher.topk(3).indices
+        told = bucketed(teacher, ids, temperature)
+        return (
+            lambda student: kl(bucketed(student, ids, temperature), told, **given),
+            of_buckets(ids, told, temperature),
+        )
+    ids, shares, entropy = torch.tensor([[5, 0, 2]] * N), random(N, 3).softmax(-1), random(N, seed=2).abs()
+    return lambda student: drawn_kl(student, ids, shares, entropy, **given), of_draws(ids, shares, entropy)
+
+
+@pytest.mark.parametrize("hard", [0.0, 0.4])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("way", ["none", "logits", "buckets", "draws"])
+def test_soft_labels_by_their_formula_are_those_by_autograd(way: str, temperature: float, hard: float) -> None:
+    divergence, target = kept(way, temperature)
+    soft, found = 0.6 if way != "none" else 0.0, []
+    for by_formula in (False, True):
         logits = random(N, C).requires_grad_()
-        if way == "autograd":
-            values = [
-                cross_entropy(logits, LABELS, count=counts[0]),
-                kl(logits, teacher, temperature=temperature, count=counts[1]),
-            ]
-        else:
-            values = [
-                *soft_labels(logits, teacher, LABELS, (hard, 0.6), temperature=temperature, counts=counts, chunk=4 * C)
-            ]
-        (5 * (hard * values[0] + 0.6 * values[1])).backward()
-        found.append((values, logits.grad))
+        values = (
+            soft_labels(
+                logits, LABELS, target, (hard, soft), temperature=temperature, counts=(20, 26), chunk=4 * C
+            ).unbind()
+            if by_formula
+            else (cross_entropy(logits, LABELS, count=20), divergence(logits))
+        )
+        (5 * (hard * values[0] + soft * values[1])).backward()
+        gradient = logits.grad if logits.grad is not None else torch.zeros(N, C, dtype=torch.float64)
+        found.append(([value.detach() for value in values], gradient))
     (expected, gradient), (values, other) = found
-    if hard:
-        torch.testing.assert_close(values[0], expected[0], rtol=1e-12, atol=0)
-    else:
-        assert not values[0].detach()
-    torch.testing.assert_close(values[1], expected[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(values[0], expected[0] * (hard > 0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(values[1], expected[1], rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(other, gradient, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_an_objective_of_soft_labels_is_the_same_by_formula(alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, mask, found = random(N, C, seed=1), torch.arange(N) != 1, []
     monkeypatch.setattr(module, "in_chunks", None)  # the way by autograd
@@ -91,9 +108,8 @@ def test_an_objective_of_soft_labels_is_the_same_by_formula(alpha: float, monkey
 
 def test_soft_labels_of_equal_logits_are_zero_also_in_half_precision() -> None:
     logits = torch.randn(4, 9).bfloat16().requires_grad_()
-    values = soft_labels(
-        logits, logits.detach(), torch.full((4,), -1), (0.5, 0.5), temperature=4.0, counts=(1, 4), chunk=9
-    )
+    target, missing = of_logits(logits.detach(), 4.0), torch.full((4,), -1)
+    values = soft_labels(logits, missing, target, (0.5, 0.5), temperature=4.0, counts=(1, 4), chunk=9)
     (0.5 * values).sum().backward()
     assert values.tolist() == [0, 0]
     assert values.dtype == torch.float32

@@ -206,6 +206,31 @@ def test_two_processes_log_and_conclude_what_one_does(alone, both):
     assert [environment["processes"] for environment in environments] == [1, 2]
 
 
+def test_two_processes_capture_one_store_and_train_from_it_as_one(recipe, tmp_path):
+    sets = ["train.mixup=0", "distill.terms=[]", "teacher.fit.keep=true", "capture.batch=16", "capture.views=2"]
+    words = [word for one in sets for word in ("--set", one)]
+    stores = [tmp_path / "by-one", tmp_path / "by-two"]
+    capture = ["-m", "edgestill", "capture", recipe, "--quiet", *words, "--out"]
+    [(code, output, errors)] = ended(start([*capture, stores[0]], EDGESTILL_CACHE=tmp_path))
+    assert (code, "1 shards captured" in output) == (0, True), errors
+    (code, output, errors), *other = together([*capture, stores[1]], EDGESTILL_CACHE=tmp_path)
+    assert (code, "1 shards captured" in output) == (0, True), errors
+    assert other == [(0, "", "")]
+    for path in ("store.json", "shards/00000.arrow"):
+        assert (stores[0] / path).read_bytes() == (stores[1] / path).read_bytes()
+    options = [*words, "--set", f"teacher.store={stores[0]}", "--set", "compare.baseline=false"]
+    [(code, _, errors)] = ended(start(train(recipe, tmp_path / "one", *options), EDGESTILL_CACHE=tmp_path))
+    assert code == 0, errors
+    ends = together(train(recipe, tmp_path / "two", *options), EDGESTILL_CACHE=tmp_path)
+    assert [end[0] for end in ends] == [0, 0], ends
+    assert not (tmp_path / "one" / "arms" / "teacher").exists(), "it was kept by the capture"
+    one, two = state(tmp_path / "one", "student"), state(tmp_path / "two", "student")
+    for name, value in one.items():
+        torch.testing.assert_close(
+            two[name], value, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
 def test_ctrl_c_stops_all_at_one_step_and_resuming_ends_as_if_nothing_had_been(recipe, both, tmp_path):
     """The launcher passes the signal on to each process in its own moment."""
     code, _, errors = torchrun(train(recipe, tmp_path / "run"), PRESS_AT=190)  # in the student's arm

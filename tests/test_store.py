@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,6 +142,13 @@ def test_processes_make_their_own_shards_of_the_same_store(tmp_path: Path) -> No
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def test_logits_are_encoded_some_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, chunk in (("whole", 2**22), ("rows", 3 * C)):
+        monkeypatch.setattr("edgestill.capture.CHUNK", chunk)
+        captured(tmp_path / name, EVERY[2])
+    assert contents(tmp_path / "whole") == contents(tmp_path / "rows")
+
+
 def test_a_share_that_is_missing_is_named(tmp_path: Path) -> None:
     capture(tmp_path, description(Dense()), samples(), Asked(), rank=0, count=2)
     with pytest.raises(UserError, match=r"shards \[1, 3\] are not captured"):
@@ -208,6 +216,51 @@ def test_a_store_of_something_else_is_refused_with_both(change: dict, said: str,
     assert contents(tmp_path / "store") == before
 
 
+def test_a_capture_that_was_stopped_at_its_first_file_is_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "store" / "shards").mkdir(parents=True)
+    (tmp_path / "store" / f"{STORE}.partial").write_text("{")
+    captured(tmp_path / "store", Dense())
+    captured(tmp_path / "whole", Dense())
+    assert contents(tmp_path / "store").keys() - contents(tmp_path / "whole").keys() == set()
+    shutil.rmtree(tmp_path / "store")
+    capture(tmp_path / "store", description(Dense()), samples(), Asked())
+    shard_path(tmp_path / "store", 1).with_suffix(".json").write_text("")  # as a power cut may leave it
+    teacher = Asked()
+    captured(tmp_path / "store", Dense(), teacher)
+    assert len(teacher.rows) == 48
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_a_shard_that_was_noted_is_put_in_its_place(tmp_path: Path) -> None:
+    capture(tmp_path, description(Dense()), samples(), Asked())
+    path = shard_path(tmp_path, 2)
+    path.rename(path.with_name(f"{path.name}.partial"))
+    teacher = Asked()
+    captured(tmp_path, Dense(), teacher)
+    assert not teacher.rows
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", "", '{"version": 1, "checksum": 0}'])
+def test_a_description_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / STORE).write_text(text)
+    with pytest.raises(UserError, match=r"store\.json is damaged"):
+        Store.open(tmp_path)
+
+
+def test_a_place_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(UserError, match="cannot be made"):
+            capture(place, description(Dense()), samples(), Asked())
+
+
+def test_an_offset_at_the_end_draws_the_last_class() -> None:
+    codec = Sampled(16, 1.0)
+    columns = codec.encode(torch.zeros(3, 10), np.full(3, np.nextafter(1, 0)))
+    assert columns["ids"].max() == 9
+
+
 def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something that is no store"):
@@ -218,7 +271,7 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_logit_beyond_float16_is_refused() -> None:
-    with pytest.raises(UserError, match="float16 ends at 65504"):
+    with pytest.raises(UserError, match=r"1e\+05; float16, in which it would be kept, ends at 65504"):
         Dense().encode(torch.tensor([[1e5, 0.0]]), np.zeros(1))
     kept = Dense().encode(torch.tensor([[-torch.inf, 2.0]]), np.zeros(1))
     assert Dense().decode(kept, 2).tolist() == [[-torch.inf, 2.0]]

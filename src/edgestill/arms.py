@@ -25,6 +25,7 @@ from edgestill.paths import cache_folder
 from edgestill.progress import silent
 from edgestill.students.lora import adapted
 from edgestill.tasks.samples import Samples
+from edgestill.tasks.tokens import Blocks
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.teachers.stored import StoredTeacher
 from edgestill.train import Track, Trained, train
@@ -107,7 +108,7 @@ def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool, teach
     `teachers`, or in the cache where the recipe says so. It is saved, and brought into the precision that it teaches
     in."""
     fit, teacher = job.recipe.teacher.fit, job.teacher
-    if teachers is None and fit is not None and fit.keep:
+    if fit is not None and fit.keep:
         teachers = cache_folder() / "teachers"
     kept = teachers / f"{_same_teacher(job)}.safetensors" if teachers is not None else None
     if kept is not None and job.processes.first(kept.is_file):
@@ -128,11 +129,12 @@ def fit_teacher(job: Job, out: Path, log: Log, track: Track, resume: bool, teach
 def _same_teacher(job: Job) -> str:
     """A name for all that a fitted teacher's weights depend on."""
     recipe = job.recipe
+    section = recipe.teacher.model_dump(mode="json", exclude={"licence", "precision", "store"})
     depends = {
-        "teacher": recipe.teacher.model_dump(mode="json", exclude={"licence", "precision"}),
+        "teacher": section,
         "train": recipe.train.model_dump(mode="json", include={"views", "precision", "clip", "accumulate", "lr_shape"}),
         "data": job.splits.fit.fingerprint,
-        "files": folder.contents(yaml.safe_dump({"teacher": recipe.teacher.model_dump(mode="json")})),
+        "files": folder.contents(yaml.safe_dump({"teacher": section})),
         "input": repr(job.teacher.input),
         "vocabulary": getattr(job.splits.fit, "vocabulary", None),
         "pooling": None if (embedding := embedding_of(job.teacher.module)) is None else embedding.pooling,
@@ -177,7 +179,10 @@ def difficulty(job: Job, track: Track) -> NDArray[np.float64] | None:
         classes = samples.labels
         if job.metric is ACCURACY and (classes < 0).any():
             classes = np.where(classes >= 0, classes, job.store.likeliest())
-        return ranks_within_class(job.store.losses(), classes)
+        losses = job.store.losses()
+        if isinstance(samples, Blocks):  # of a token, where texts are ranked by what a byte costs
+            losses = losses * samples.positions / np.maximum(samples.bytes, 1)
+        return ranks_within_class(losses, classes)
     rows = answers(job, job.teacher, samples, "teacher: ranking by loss", track)
     classes = samples.labels
     if job.metric is ACCURACY:

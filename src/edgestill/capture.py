@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -15,16 +16,18 @@ from torch.nn import functional
 
 from edgestill.data.views import uniform
 from edgestill.errors import UserError
-from edgestill.folder import write_text
+from edgestill.folder import LOCK, write_text
 from edgestill.signals import Signal
 from edgestill.store import Codec, Description, read_store, refuse_other, write_store
 from edgestill.store.codecs import Columns
-from edgestill.store.shards import Piece, Shard, record_batch, schema, write
+from edgestill.store.shards import PARTIAL, Piece, Shard, commit, partial_of, record_batch, schema, write
 from edgestill.store.store import SHARDS, STORE, shard_path
 from edgestill.tasks.samples import Batch, Samples
 
 DRAWS = 7
 """The stream of `uniform` that a codec draws from; views, splits and mixup use others."""
+IDENTITY = ("input", "data", "samples", "positions", "classes", "views", "teacher")
+"""What a store is of, in the order in which it is compared."""
 CHUNK = 2**22
 """Logits that are encoded at a time."""
 TRIAL = 5
@@ -75,13 +78,20 @@ def begin(folder: Path, description: Description) -> None:
     """Makes the folder. UserError where it holds something else, or another store."""
     if (folder / STORE).is_file():
         found, _ = read_store(folder)
-        refuse_other(folder, found, description)
+        said = description.to_json()
+        refuse_other(folder, found, {key: said[key] for key in IDENTITY})
         if found != description:
             raise UserError(f"the store {folder} is cut or kept otherwise than capture asks: give another --out")
         return
-    if folder.exists() and any(folder.iterdir()):
+    try:
+        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from error
+    others = [path.name for path in folder.iterdir() if path.name not in (SHARDS, LOCK, f"{STORE}{PARTIAL}")]
+    if others or any((folder / SHARDS).iterdir()):
+        with suppress(OSError):
+            (folder / SHARDS).rmdir()  # where it was made just now
         raise UserError(f"{folder} holds something that is no store: give another --out")
-    (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     write_store(folder, description, None)
 
 
@@ -105,8 +115,12 @@ def _note(folder: Path, number: int) -> Path:
     return shard_path(folder, number).with_suffix(".json")
 
 
-def _read(note: Path) -> list[Piece]:
-    return [Piece(*one) for one in json.loads(note.read_text(encoding="utf-8"))]
+def _read(note: Path) -> list[Piece] | None:
+    """The pieces of a shard, None where the note is not whole."""
+    try:
+        return [Piece(*one) for one in json.loads(note.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError):
+        return None
 
 
 class _Work:
@@ -133,6 +147,10 @@ class _Work:
     def missing(self, shard: int) -> list[int]:
         """The record batches of a shard that are not there, or not as they were written."""
         pieces, path = self.pieces(shard), shard_path(self.folder, shard)
+        partial = partial_of(path)
+        # it was noted, and stopped before it was in its place
+        if pieces is not None and partial.is_file() and not Shard(partial, pieces).damaged():
+            commit(path)
         places = [*range(len(self.batches(shard)))]
         if pieces is None or not path.is_file():
             return places
@@ -159,6 +177,7 @@ class _Work:
 
         written = write(path, self.layout, made())
         write_text(_note(self.folder, shard), json.dumps(written) + "\n")
+        commit(path)
         return asked
 
     def record_batch(self, rows: NDArray[np.int64]) -> pa.RecordBatch:
@@ -236,7 +255,8 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
     """UserError where a store would not fit on its disk."""
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free
+    needed -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
     if needed > free:
         raise UserError(
-            f"the store needs {needed:,} bytes, and {place} has {free:,} free: take a smaller codec or views"
+            f"the store needs {needed:,} bytes more, and {place} has {free:,} free: take a smaller codec or views"
         )

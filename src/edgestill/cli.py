@@ -153,21 +153,22 @@ def _do_run(options: argparse.Namespace, deliver: bool) -> int:
 
 
 def _capture(options: argparse.Namespace) -> int:
-    from edgestill.recipe import load_recipe
+    from edgestill.recipe import load_recipes
 
     with met_by_all():
-        recipe = load_recipe(options.recipe, options.overrides)
+        recipe = next(iter(load_recipes(options.recipe, options.overrides).values()))  # students have one teacher
     from edgestill.stores import capture
 
     found = capture(recipe, options.out, track=_track(options))
-    print(f"{options.out}: {found.made} shards captured, {found.kept} were there; {found.asked:,} rows asked")
+    if found is not None:  # process 0 of several shows it
+        print(f"{options.out}: {found.made} shards captured, {found.kept} were there; {found.asked:,} rows asked")
     return OK
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from edgestill.recipe import load_recipe
+    from edgestill.recipe import load_recipes
 
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = next(iter(load_recipes(options.recipe, options.overrides).values()))
     from edgestill.stores import plan
     from edgestill.words import planned
 

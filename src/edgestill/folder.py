@@ -107,7 +107,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[None]:
+def held(out: Path) -> Iterator[None]:
     """The folder is this process's inside the block; the system takes the lock back however the process ends."""
     try:
         import fcntl
@@ -132,7 +132,7 @@ def _held(out: Path) -> Iterator[None]:
 def status(out: Path, result: dict[str, Any]) -> Iterator[None]:
     """result.json says running inside the block, and done, interrupted or failed after it. UserError, with nothing
     touched, where another process is at work in the folder; what a killed one left half written goes."""
-    with _held(out):
+    with held(out):
         _sweep(out)
         result["status"] = "running"
         result.pop("error", None)  # of an earlier step on this folder

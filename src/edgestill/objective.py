@@ -14,7 +14,7 @@ from edgestill.aligners import AlignerKind, aligner_for
 from edgestill.errors import UserError, closest, first_line
 from edgestill.losses import CHANNEL_FREE, OF_SAMPLES, ROW_WISE, Loss, bucketed, cross_entropy, drawn_kl, kl
 from edgestill.losses import standardize as standardized
-from edgestill.losses.fused import Part, in_chunks, soft_labels
+from edgestill.losses.fused import Part, Target, in_chunks, of_buckets, of_draws, of_logits, soft_labels
 from edgestill.losses.reduce import channels_first, wide
 from edgestill.signals import Buckets, Draws, Signal
 
@@ -183,15 +183,8 @@ class Objective(nn.Module):
         weights |= {"hard": 1 - alpha} if "hard" in over_logits else {}
         weights |= {"soft": alpha} if "soft" in over_logits else {}
         if large:
-            told = signal.logits if signal is not None and "soft" in over_logits and self._plain else None
-            if isinstance(told, Tensor) and not labels.is_floating_point():
-                numbers = labels if mask is None else labels.where(mask, -1)
-                counted = (labelled["count"], samples["count"])
-                found = soft_labels(
-                    logits, told, numbers, (1 - alpha, alpha), temperature=temperature, counts=counted
-                ).unbind()[-len(over_logits) :]
-            else:
-                found = in_chunks(logits, [*over_logits.values()], [weights[name] for name in over_logits]).unbind()
+            divided = (labelled["count"], samples["count"])
+            found = self._in_chunks(logits, labels, signal, mask, over_logits, weights, temperature, divided)
             values |= dict(zip(over_logits, found, strict=True))
         else:
             values |= {name: part(logits, slice(None)) for name, part in over_logits.items()}
@@ -205,6 +198,26 @@ class Objective(nn.Module):
                 values[name] = self._term(name, aligner, pair, given, tokens, indices, of_tokens, per_sample)
                 weights[name] = self._weight(name)
         return Parts(values, weights)
+
+    def _in_chunks(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        signal: Signal | None,
+        mask: Tensor | None,
+        over_logits: Mapping[str, Part],
+        weights: Mapping[str, float],
+        temperature: float,
+        counts: tuple[Any, Any],
+    ) -> list[Tensor]:
+        """The values of the parts over large logits: by their formula where there is one, else by autograd."""
+        if not self._plain or labels.is_floating_point():
+            return [*in_chunks(logits, [*over_logits.values()], [weights[name] for name in over_logits])]
+        target = _target(signal, temperature) if signal is not None and "soft" in over_logits else None
+        both = (weights.get("hard", 0.0), weights.get("soft", 0.0))
+        numbers = labels if mask is None else labels.where(mask, -1)
+        found = soft_labels(logits, numbers, target, both, temperature=temperature, counts=counts)
+        return [value for name, value in zip(("hard", "soft"), found, strict=True) if name in over_logits]
 
     def _term(
         self,
@@ -374,6 +387,15 @@ def _module(term: Term, examples: tuple[Mapping[str, Tensor], Mapping[str, Tenso
         return aligner_for(student, teacher, term.aligner)
     except UserError as error:
         raise UserError(f"student tap {term.student!r} and teacher tap {term.teacher!r}: {error}") from None
+
+
+def _target(signal: Signal, temperature: float) -> Target:
+    told = signal.logits
+    if isinstance(told, Draws):
+        return of_draws(told.ids, told.shares, told.entropy)
+    if isinstance(told, Buckets):
+        return of_buckets(told.ids, told.at(temperature), temperature)
+    return of_logits(told, temperature)
 
 
 def _options(loss: Loss) -> frozenset[str]:

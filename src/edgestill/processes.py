@@ -213,7 +213,7 @@ def _connect(device: str) -> Processes:
 def alone() -> None:
     """UserError where a launcher started several processes for what one does."""
     if launched() > 1:
-        raise CommonError(f"only run and train take several processes; {launched()} were started: start one")
+        raise CommonError(f"only run, train and capture take several processes; {launched()} were started: start one")
 
 
 @contextmanager

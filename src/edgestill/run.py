@@ -37,6 +37,7 @@ from edgestill.assemble import (
     check_store,
     cpu_threads,
     with_measured_maps,
+    without_store,
 )
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
@@ -164,10 +165,10 @@ def _train_all(
     recipe, seconds = job.recipe, result["seconds"]
     if fits_teacher(job):
         fit_teacher(job, place, log, track, resume, teachers)
-    job.processes.first(lambda: check_store(job))
     teacher_rows: list[NDArray[np.float32]] = []
 
     def measure_teacher() -> NDArray[np.float64] | None:
+        check_store(job)
         teacher_rows.append(_teacher(job, result, track))
         skills.measure_teacher(job, place, result, track)
         return difficulty(job, track)
@@ -365,7 +366,7 @@ def _again(
         raise UserError(f"{place} holds the runs of several students: name one of {several}")
     if "student" not in result or not (place / "student" / STUDENT_FILE).is_file():
         raise UserError(f"{place} has no trained student yet; `edgestill run … --out {place} --resume` trains it")
-    recipe = load_recipe(place / folder.RECIPE, overrides)
+    recipe = without_store(load_recipe(place / folder.RECIPE, overrides))  # which no step behind them reads
     if recipe.phases[-1].fake_quantize and not quantization.is_trained(place, result["student"]["seed"]):
         raise UserError(
             f"{place} ended in its phase for 8 bits; `edgestill run … --out {place} --resume` goes on with it"

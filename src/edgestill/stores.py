@@ -2,16 +2,26 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgestill import progress
+from edgestill import folder, progress
 from edgestill.arms import answers, check_teacher, fit_teacher, fits_teacher
-from edgestill.assemble import Job, assemble, bytes_of, codec_of, cpu_threads, description_of
+from edgestill.assemble import (
+    Job,
+    assemble,
+    bytes_of,
+    check_served,
+    check_taps,
+    codec_of,
+    cpu_threads,
+    description_of,
+    without_store,
+)
 from edgestill.capture import Captured, begin, finish, refuse_full_disk, trial
 from edgestill.capture import capture as capture_shards
 from edgestill.errors import UserError
@@ -26,33 +36,43 @@ from edgestill.teachers.online import OnlineTeacher
 from edgestill.train import Track
 
 
-def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -> Captured:
+def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -> Captured | None:
     """Captures what the recipe's teacher says of its training samples into a store, from which `teacher.store` trains;
     goes on with one that was stopped, and mends one that is damaged.
 
-    Raises UserError, before the teacher is asked, for a folder that holds something else, a disk that is too full, or
-    a teacher that is no better than guessing.
+    Returns what was done, in the first of several processes. Raises UserError, before anything is captured, for what
+    no store can hold or its codec cannot serve, a disk that is too full, a teacher that is no better than guessing, a
+    folder that holds something else.
     """
     processes = connect(recipe.train.device)
     job = _job(recipe, processes, track)
     place, description = Path(out), description_of(job)
+    check_served(job.recipe, description.codec, "capture: its store")
+    check_taps(job, description.taps, "capture keeps")
 
     def check() -> None:
-        if not place.is_dir():
-            refuse_full_disk(place, bytes_of(description))
-        begin(place, description)
+        refuse_full_disk(place, bytes_of(description))
         quality = job.metric.quality(
             answers(job, job.teacher, job.splits.validation, "teacher: validation", track), job.splits.validation
         )
         check_teacher(job.metric, quality, job.splits.validation.labels, job.teacher)
+        begin(place, description)
 
     processes.first(check)
-    found = capture_shards(
-        place, description, job.splits.train, _teacher(job), track=track, rank=processes.rank, count=processes.count
-    )
-    kept, made, asked = processes.total(found)  # by which all are through
-    processes.first(lambda: finish(place, description))
-    return Captured(kept, made, asked)
+    own = folder.held(place) if processes.main else nullcontext()
+    with own:
+        found = capture_shards(
+            place,
+            description,
+            job.splits.train,
+            _teacher(job),
+            track=track if processes.main else progress.silent,
+            rank=processes.rank,
+            count=processes.count,
+        )
+        kept, made, asked = processes.total(found)  # by which all are through
+        processes.first(lambda: finish(place, description))
+    return Captured(kept, made, asked) if processes.main else None
 
 
 def plan(recipe: Recipe, *, track: Track = progress.track) -> dict[str, Any]:
@@ -88,7 +108,7 @@ def plan(recipe: Recipe, *, track: Track = progress.track) -> dict[str, Any]:
 
 def _job(recipe: Recipe, processes: Processes, track: Track) -> Job:
     """The parts, with a teacher that stays; what the recipe says of a store to read from does not matter."""
-    recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"store": None})})
+    recipe = without_store(recipe)
     torch.set_num_threads(cpu_threads(recipe, processes))
     job = processes.agree(lambda: assemble(recipe, track if processes.main else progress.silent, processes=processes))
     description_of(job)

@@ -11,7 +11,15 @@ from edgestill.assemble.job import (
     Job,
     cpu_threads,
 )
-from edgestill.assemble.stores import bytes_of, check_store, codec_of, description_of
+from edgestill.assemble.stores import (
+    bytes_of,
+    check_served,
+    check_store,
+    check_taps,
+    codec_of,
+    description_of,
+    without_store,
+)
 from edgestill.assemble.terms import with_measured_maps
 from edgestill.assemble.whole import assemble
 
@@ -26,9 +34,12 @@ __all__ = [
     "Splits",
     "assemble",
     "bytes_of",
+    "check_served",
     "check_store",
+    "check_taps",
     "codec_of",
     "cpu_threads",
     "description_of",
     "with_measured_maps",
+    "without_store",
 ]

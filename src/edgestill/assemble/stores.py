@@ -1,23 +1,32 @@
 """The store of a recipe: what it is of, how it is to be kept, and whether one that is named belongs."""
 
-from dataclasses import replace
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
-from edgestill.assemble.data import Splits
+from edgestill import folder
 from edgestill.assemble.job import Job
 from edgestill.errors import UserError
 from edgestill.losses import OF_SAMPLES, POOLING, SOFT_LOSSES
-from edgestill.models import Model, TextInput, example, fingerprint, forward, to_device
+from edgestill.models import TextInput, example, fingerprint, forward, to_device
 from edgestill.recipe import IMAGES, Recipe
 from edgestill.store import Codec, Dense, Description, Sampled, Store, Tap, TopK, Views, refuse_other
 from edgestill.taps import record
+from edgestill.tasks.images import ImageSamples
+from edgestill.tasks.tokens import Blocks
 
 BATCH_BYTES, SHARD_BYTES = 2**20, 2**26
-"""A record batch has at least so many bytes, if its store has: what is read, checked and captured again at once. A
+"""A record batch has about so many bytes, if its store has: what is read, checked and captured again at once. A
 shard at most about so many: what is lost where a capture is stopped."""
+AS_THEY_ARE = "none"
+MIXED = "train.mixup: a store holds what the teacher says of single samples: set mixup to 0"
 FRAME = 600
 """Bytes that Arrow takes around a record batch, and at the end of a file, about."""
 
@@ -27,30 +36,60 @@ def description_of(job: Job) -> Description:
     if job.recipe.task == "sentence-embedding":
         raise UserError("capture: sentence-embedding learns from the texts of a whole batch, which no store holds")
     if job.recipe.train.mixup:
-        raise UserError("train.mixup: a store holds what the teacher says of single samples: set mixup to 0")
-    section, samples = job.recipe.capture, job.splits.train
-    positions = samples.positions
-    classes = _classes(job)
-    codec, taps = codec_of(job.recipe, section.codec, classes), taps_of(job)
-    of_row = max(1.0, float(positions.mean())) * _bytes(codec, classes) + 12 + sum(tap.bytes for tap in taps)
+        raise UserError(MIXED)
+    section, of = job.recipe.capture, identity_of(job)
+    codec, taps = codec_of(job.recipe, section.codec, of["classes"]), taps_of(job)
+    of_row = of["positions"] / of["samples"] * _bytes(codec, of["classes"]) + 12 + sum(tap.bytes for tap in taps)
     rows = section.batch * max(1, round(BATCH_BYTES / (of_row * section.batch)))
-    views = job.recipe.train.views
+    views = Views(section.views if of["views"].how != AS_THEY_ARE else 1, section.seed, of["views"].how)
+    batches = max(1, round(SHARD_BYTES / (of_row * rows)))
+    return Description(**of | {"views": views}, codec=codec, taps=taps, batch=section.batch, rows=rows, batches=batches)
+
+
+def identity_of(job: Job) -> dict[str, Any]:
+    """What signals are of, in the order in which it is compared; how many views of which seed is the store's to say."""
+    samples, views = job.splits.train, job.recipe.train.views
     augmented = job.recipe.task in IMAGES and (views.crop or views.flip or views.policy != "none")
-    how = f"crop {views.crop}, flip {views.flip}, policy {views.policy}" if augmented else "none"
-    return Description(
-        teacher=f"{fingerprint(job.teacher.module)} in {job.recipe.teacher.precision}",
-        input=_input(job.teacher),
-        data=samples.fingerprint,
-        samples=len(samples),
-        positions=int(positions.sum()),
-        classes=classes,
-        views=Views(section.views if augmented else 1, section.seed, how),
-        codec=codec,
-        taps=taps,
-        batch=section.batch,
-        rows=rows,
-        batches=max(1, round(SHARD_BYTES / (of_row * rows))),
-    )
+    how = f"crop {views.crop}, flip {views.flip}, policy {views.policy}" if augmented else AS_THEY_ARE
+    positions = samples.positions
+    return {
+        "input": _input(job),
+        "data": samples.fingerprint if not isinstance(samples, Blocks) else f"{samples.fingerprint} {_cut(samples)}",
+        "samples": len(samples),
+        "positions": int(positions.sum()),
+        "classes": _classes(job),
+        "views": Views(how=how),
+        "teacher": f"{fingerprint(job.teacher.module)} {_settings(job)}",
+    }
+
+
+def _settings(job: Job) -> str:
+    """What beside its weights a teacher's answers depend on: its code, its configuration, and what it computes in."""
+    section = job.recipe.teacher
+    config = getattr(job.teacher.module, "config", None)
+    depends = {
+        "model": section.model.rpartition(":")[2] if ".py:" in section.model else "",
+        "files": [*folder.contents(yaml.safe_dump({"teacher": {"model": section.model}})).values()],
+        "classes": section.classes,
+        "options": section.options,
+        "config": config.to_json_string() if config is not None and hasattr(config, "to_json_string") else None,
+    }
+    digest = hashlib.blake2b(json.dumps(depends, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    return f"{digest} in {section.precision}, autocast {job.recipe.train.precision}"
+
+
+def _cut(blocks: Blocks) -> str:
+    """How texts became blocks: a chat's template is in no other fingerprint."""
+    found = hashlib.blake2b(digest_size=8)
+    for part in (blocks.ids, blocks.starts, blocks.ends, blocks.learned):
+        if part is not None:
+            found.update(np.ascontiguousarray(part).data)
+    return found.hexdigest()
+
+
+def without_store(recipe: Recipe) -> Recipe:
+    """The recipe whose teacher is asked."""
+    return recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"store": None})})
 
 
 def codec_of(recipe: Recipe, name: str, classes: int) -> Codec:
@@ -82,13 +121,15 @@ def taps_of(job: Job) -> tuple[Tap, ...]:
         shape = tuple(taps[path].shape[1:])
         if texts and (keep != "pooled" or len(shape) != 2):
             raise UserError(f"capture.taps: {path}: of texts, which differ in length, hidden states are kept, pooled")
+        if keep == "int8" and len(shape) == 1:
+            raise UserError(f"capture.taps: {path} is a vector, which int8 makes no smaller: keep it pooled")
         found.append(Tap(path, keep, shape[-1:] if texts else shape))
     return tuple(found)
 
 
-def _check_taps(job: Job, store: Store) -> None:
-    """UserError for a term whose teacher tap the store has not, or not as the term needs it."""
-    kept = {tap.path: tap.keep for tap in store.description.taps}
+def check_taps(job: Job, taps: Sequence[Tap], what: str) -> None:
+    """UserError for a term whose teacher tap is not among those kept, or not as the term needs it."""
+    kept = {tap.path: tap.keep for tap in taps}
     texts = isinstance(job.teacher.input, TextInput)
     used = {name for names in job.phase_terms.values() for name in names}
     for name, term in job.terms.items():
@@ -96,12 +137,12 @@ def _check_taps(job: Job, store: Store) -> None:
             loss = getattr(term.loss, "func", term.loss)
             if path not in kept:
                 raise UserError(
-                    f"the term {name} needs the teacher's tap {path}, and the store {store.folder} holds "
+                    f"the term {name} needs the teacher's tap {path}, and {what} "
                     f"{', '.join(kept) or 'none'}: capture it with capture.taps, or leave the term out"
                 )
             if kept[path] == "pooled" and loss not in (OF_SAMPLES if texts else POOLING):
                 raise UserError(
-                    f"the term {name} needs all of the teacher's tap {path}, and the store {store.folder} holds its "
+                    f"the term {name} needs all of the teacher's tap {path}, and {what} its "
                     "mean over positions: capture it as int8, or leave the term out"
                 )
 
@@ -113,22 +154,29 @@ def _temperatures(recipe: Recipe) -> list[float]:
     return list(dict.fromkeys(phase.temperature or own for phase in taught)) or [own]
 
 
-def open_store(recipe: Recipe, splits: Splits, teacher: Model) -> Store | None:
-    """The store that a recipe's teacher is read from. UserError, before any training, where it is of other data, or
-    its codec does not serve what the recipe learns; `check_store` asks whether it is of the same teacher."""
+def open_store(recipe: Recipe) -> Store | None:
+    """The store that a recipe's teacher is read from. UserError where there is none, or its codec does not serve what
+    the recipe learns; `check_store` asks whether it is of the same teacher, data and views."""
     if recipe.teacher.store is None:
         return None
     store = Store.open(Path(recipe.teacher.store))
+    if recipe.train.mixup:
+        raise UserError(MIXED)
+    check_served(recipe, store.description.codec, f"the store {store.folder}")
+    return store
+
+
+def check_served(recipe: Recipe, codec: Codec, what: str) -> None:
+    """UserError for a phase whose soft part a codec does not serve, with the codec that does."""
     name = recipe.distill.loss
     for phase in recipe.phases:
         alpha = recipe.distill.alpha if phase.alpha is None else phase.alpha
         if not alpha or name == "none":
             continue
         temperature = phase.temperature or recipe.distill.temperature
-        why = store.description.codec.refuses(SOFT_LOSSES.get(name), temperature, recipe.distill.standardize)
+        why = codec.refuses(SOFT_LOSSES.get(name), temperature, recipe.distill.standardize)
         if why is not None:
-            raise UserError(f"the store {store.folder} cannot serve {name} of the phase {phase.name}: {why}")
-    return store
+            raise UserError(f"{what} cannot serve {name} of the phase {phase.name}: {why}")
 
 
 def check_store(job: Job, *, unfitted: bool = False) -> None:
@@ -136,18 +184,14 @@ def check_store(job: Job, *, unfitted: bool = False) -> None:
     that is still to be fitted, all but the first."""
     if job.store is None:
         return
-    wanted, found = description_of(job), job.store.description
-    # how many views of which seed is the store's to say
-    wanted = replace(wanted, views=replace(found.views, how=wanted.views.how))
-    refuse_other(job.store.folder, found, replace(wanted, teacher=found.teacher) if unfitted else wanted)
-    _check_taps(job, job.store)
-
-
-def _classes(job: Job) -> int:
-    vocabulary = getattr(job.splits.train, "vocabulary", None)
-    if vocabulary is not None:
-        return int(vocabulary)
-    return 1 if job.recipe.data.label == "number" else len(job.splits.train.classes)
+    found, wanted = job.store.description, identity_of(job)
+    wanted["views"] = asdict(replace(found.views, how=wanted["views"].how))
+    if unfitted:
+        del wanted["teacher"]
+    refuse_other(job.store.folder, found, wanted)
+    if job.unmeasured:
+        raise UserError("map: auto measures the teacher's taps, and a store holds but some: name a map, or the taps")
+    check_taps(job, found.taps, f"the store {job.store.folder} holds")
 
 
 def bytes_of(description: Description, of_position: float | None = None) -> int:
@@ -159,18 +203,29 @@ def bytes_of(description: Description, of_position: float | None = None) -> int:
         lists = max(lists, 2)
     positions += of.samples * sum(tap.bytes for tap in of.taps)
     around = FRAME * -(-of.total // of.rows) + FRAME * of.shards
-    return round(of.views.count * (positions + (12 + 4 * lists) * of.samples) + around)
+    return round(of.views.count * (positions + (12 + 8 * lists) * of.samples) + around)
 
 
 def _bytes(codec: Codec, classes: int) -> float:
-    """Of a position, about."""
+    """Of a position, at most."""
+    each = {column.name: np.dtype(column.dtype).itemsize * (column.width or 1) for column in codec.columns(classes)}
     if isinstance(codec, Sampled):
-        return 3.0 * codec.draws + 5
-    return float(sum(np.dtype(column.dtype).itemsize * (column.width or 1) for column in codec.columns(classes)))
+        return float(codec.draws * (each["ids"] + each["counts"]) + each["distinct"] + each["entropy"])
+    return float(sum(each.values()))
 
 
-def _input(teacher: Model) -> str:
-    expected = teacher.input
+def _classes(job: Job) -> int:
+    vocabulary = getattr(job.splits.train, "vocabulary", None)
+    if vocabulary is not None:
+        return int(vocabulary)
+    return 1 if job.recipe.data.label == "number" else len(job.splits.train.classes)
+
+
+def _input(job: Job) -> str:
+    """What the teacher is given: the normalisation of pixels of a shape, or the tokenizer with the length of a text."""
+    expected = job.teacher.input
     if isinstance(expected, TextInput):
         return f"tokenizer {expected.fingerprint}, {expected.length} tokens"
-    return repr(expected)
+    assert isinstance(job.splits.train, ImageSamples)
+    first = job.splits.train.images.pixels[np.arange(1)]
+    return f"{expected!r} of {[*first.shape[1:]]}"

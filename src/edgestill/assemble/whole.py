@@ -87,7 +87,7 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     examples = examples_of(terms, student, teacher, probes)
     job = Job(
         recipe, parts.splits, teacher, parts.default, parts.metric, terms, maps, phase_terms, examples, device, joint,
-        processes, lora, skills_of(recipe, teacher, student), open_store(recipe, parts.splits, teacher),
+        processes, lora, skills_of(recipe, teacher, student), open_store(recipe),
     )  # fmt: skip
     check_store(job, unfitted=recipe.teacher.fit is not None and recipe.teacher.weights is None)
     in_pieces = recipe.train.accumulate * processes.count > 1

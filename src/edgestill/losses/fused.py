@@ -54,62 +54,99 @@ def in_chunks(student: Tensor, parts: Sequence[Part], weights: Sequence[float], 
     return _summed(student, piece, weights, chunk)
 
 
+Target = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""What some rows are to come to: from the student's log-probabilities [n, C], which it may overwrite, the divergence
+summed over the rows, and its slope in `logits / T` [n, C]."""
+
+
+def of_logits(teacher: Tensor, temperature: float) -> Target:
+    """`kl` to a teacher's logits [N, C]."""
+
+    def target(log: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        teacher_log = log_probabilities(teacher[rows], temperature)
+        probabilities = teacher_log.exp()
+        divergence = torch.linalg.vecdot(probabilities, teacher_log.sub_(log)).sum()
+        return divergence, log.exp_().sub_(probabilities)
+
+    return target
+
+
+def of_buckets(ids: Tensor, teacher: Tensor, temperature: float) -> Target:
+    """`kl` over K classes `ids` [N, K] and all others as one, to a teacher's logits of these [N, K + 1]; see
+    `bucketed`."""
+
+    def target(log: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        teacher_log, kept = log_probabilities(teacher[rows], temperature), ids[rows]
+        probabilities = teacher_log.exp()
+        own_log, rest = log.gather(-1, kept), log.exp_().scatter_(-1, kept, 0)
+        others = rest.sum(-1, keepdim=True).clamp_(min=torch.finfo(log.dtype).tiny)
+        slope = own_log.exp().sub_(probabilities[:, :-1])
+        divergence = torch.linalg.vecdot(probabilities, teacher_log.sub_(torch.cat([own_log, others.log()], -1))).sum()
+        return divergence, rest.mul_(1 - probabilities[:, -1:] / others).scatter_(-1, kept, slope)
+
+    return target
+
+
+def of_draws(ids: Tensor, shares: Tensor, entropy: Tensor) -> Target:
+    """`kl` from classes that the teacher drew; see `drawn_kl`."""
+
+    def target(log: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        kept, drawn = ids[rows], shares[rows].to(log.dtype)
+        divergence = -torch.linalg.vecdot(drawn, log.gather(-1, kept)).sum() - entropy[rows].sum()
+        return divergence, log.exp_().scatter_add_(-1, kept, -drawn)
+
+    return target
+
+
 def soft_labels(
     student: Tensor,
-    teacher: Tensor,
     labels: Tensor,
+    target: Target | None,
     weights: tuple[float, float],
     *,
     temperature: float,
     counts: tuple[Tensor | float, Tensor | float],
     chunk: int | None = None,
 ) -> Tensor:
-    """`[cross_entropy(student, labels), kl(student, teacher)]`, as `in_chunks` of the two and in a third of its time.
+    """`[cross_entropy(student, labels), T²·divergence to target]`, as `in_chunks` of the two in a fraction of its time.
 
-    Their gradient is known, softmax minus target, and needs nothing that the values do not have: at a temperature of 1
-    one softmax of the student serves both.
+    Their gradient is known, softmax minus what it should be, and needs nothing that the values do not have.
 
     Args:
-        student, teacher: logits [N, C].
+        student: logits [N, C].
         labels: class numbers [N], negative where missing.
-        weights: of the two, as in `in_chunks`; where the first is 0, so is its value. The second is not.
+        target: of the second; None leaves it 0.
+        weights: of the two, as in `in_chunks`; where one is 0, so is its value.
         counts: what the sums of the two are divided by.
 
     >>> logits = torch.zeros(1, 2, requires_grad=True)
-    >>> values = soft_labels(
-    ...     logits, torch.tensor([[2.0, 0.0]]), torch.tensor([1]), (0.5, 0.5), temperature=2, counts=(1, 1)
-    ... )
+    >>> target = of_logits(torch.tensor([[2.0, 0.0]]), 2.0)
+    >>> values = soft_labels(logits, torch.tensor([1]), target, (0.5, 0.5), temperature=2.0, counts=(1, 1))
     >>> (0.5 * values).sum().backward()
     >>> values, logits.grad
     (tensor([0.6931, 0.4438], grad_fn=<_InChunksBackward>), tensor([[ 0.0189, -0.0189]]))
     """
-    hard, soft = (
-        weights[0],
-        student.new_tensor(temperature * weights[1], dtype=torch.promote_types(student.dtype, torch.float32))
-        / counts[1],
-    )
+    wider = torch.promote_types(student.dtype, torch.float32)
 
     def piece(rows: Tensor, chosen: slice, gradient: Tensor | None) -> Tensor:
         # in place where it can be: the passes over what the cache holds are all the time that this takes
-        student_log = log_probabilities(rows, temperature)
-        teacher_log = log_probabilities(teacher[chosen], temperature)
-        target = teacher_log.exp()
-        divergence = temperature**2 * torch.linalg.vecdot(target, teacher_log.sub_(student_log)).sum() / counts[1]
-        entropy, slope = torch.zeros_like(divergence), target.mul_(-soft)
-        sides = [(student_log, soft)]
-        if hard:
-            label = labels[chosen].unsqueeze(-1)
-            share = (label >= 0).to(slope.dtype) / counts[0]
-            label, steep = label.clamp(min=0), hard * share
-            label_log = student_log if temperature == 1 else log_probabilities(rows, 1.0)
-            entropy = -(label_log.gather(-1, label) * share).sum()
+        values, slope = student.new_zeros(2, dtype=wider), None
+        if weights[1] and target is not None:
+            divergence, slope = target(log_probabilities(rows, temperature), chosen)
+            values[1] = temperature**2 * divergence / counts[1]
+            slope.mul_(temperature * weights[1] / counts[1])
+        if weights[0]:
+            label_log, label = log_probabilities(rows, 1.0), labels[chosen].unsqueeze(-1)
+            share = (label >= 0).to(wider) / counts[0]
+            label = label.clamp(min=0)
+            values[0] = -(label_log.gather(-1, label) * share).sum()
+            steep = weights[0] * share
+            own = label_log.exp_()
+            slope = own.mul_(steep) if slope is None else slope.addcmul_(own, steep)
             slope.scatter_add_(-1, label, -steep)
-            sides = [(student_log, soft + steep)] if temperature == 1 else [*sides, (label_log, steep)]
         if gradient is not None:
-            for log, steep in sides:
-                slope.addcmul_(log.exp_(), steep)
-            gradient.copy_(slope)
-        return torch.stack([entropy, divergence])
+            gradient.copy_(slope) if slope is not None else gradient.zero_()
+        return values
 
     return _summed(student, piece, weights, chunk)
 

@@ -44,10 +44,7 @@ class Dense:
 
     def encode(self, logits: Tensor, offsets: NDArray[np.float64]) -> Columns:
         """Logits [N, C] of float32. UserError where one is beyond float16."""
-        kept = logits.half()
-        if bool((kept.isinf() & ~logits.isinf()).any()):
-            raise UserError(f"the teacher has a logit of {float(logits.abs().max()):.4g}; float16 ends at 65504")
-        return {"logits": bits(kept)}
+        return {"logits": bits(in_float16(logits, "a logit of"))}
 
     def decode(self, columns: Columns, classes: int) -> Tensor:
         return floats(columns["logits"]).view(-1, classes)
@@ -107,7 +104,8 @@ class Sampled:
     """Classes drawn from `softmax(z / T)` by systematic sampling: `draws` points, evenly spaced from an offset that is
     uniform, on the cumulative probabilities. A class of probability p is drawn ⌊draws·p⌋ or ⌈draws·p⌉ times.
 
-    Different ids with their counts, and the entropy: about (3 or 5)·different + 5 bytes a position.
+    Different ids with their counts, and the entropy: about (3 or 5)·different + 5 bytes a position, a byte more for
+    each and for their number from 256 draws on.
 
     Source: Anshumann et al. 2025, arXiv 2503.16870, with independent draws.
     """
@@ -131,7 +129,9 @@ class Sampled:
         entropy = -(probabilities * logarithms.clamp(min=torch.finfo(torch.float64).min)).sum(-1)
         upto = probabilities.cumsum(-1)
         points = (torch.from_numpy(offsets).to(upto)[:, None] + torch.arange(self.draws).to(upto)) / self.draws
-        ids = torch.searchsorted(upto, points * upto[:, -1:], right=True).cpu().numpy()
+        total = upto[:, -1:]
+        below = torch.nextafter(total, torch.zeros_like(total))  # a point at the end would be no class's
+        ids = torch.searchsorted(upto, torch.minimum(points * total, below), right=True).cpu().numpy()
         first = np.ones_like(ids, bool)
         first[:, 1:] = ids[:, 1:] != ids[:, :-1]
         places = np.append(np.flatnonzero(first), ids.size)  # each row begins with a first
@@ -181,6 +181,15 @@ def read_codec(said: Mapping[str, Any]) -> Codec:
 
 def id_type(classes: int) -> Any:
     return np.uint16 if classes <= 2**16 else np.uint32
+
+
+def in_float16(values: Tensor, what: str) -> Tensor:
+    """UserError where a finite number is beyond it."""
+    kept = values.half()
+    if bool((kept.isinf() & ~values.isinf()).any()):
+        largest = float(values[values.isfinite()].abs().max())
+        raise UserError(f"the teacher has {what} {largest:.4g}; float16, in which it would be kept, ends at 65504")
+    return kept
 
 
 def bits(values: Tensor) -> NDArray[np.uint16]:

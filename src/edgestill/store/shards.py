@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from edgestill.errors import UserError
+from edgestill.errors import UserError, first_line
 from edgestill.store.codecs import Column, Columns
 
 PARTIAL = ".partial"
@@ -35,7 +35,7 @@ def schema(columns: Iterable[Column], single: bool) -> pa.Schema:
     for column in columns:
         kind = pa.from_numpy_dtype(column.dtype)
         fixed = (single or column.of_row) and column.width is not None
-        fields.append(pa.field(column.name, pa.list_(kind, column.width) if fixed else pa.list_(kind)))
+        fields.append(pa.field(column.name, pa.list_(kind, column.width) if fixed else pa.large_list(kind)))
     return pa.schema(fields)
 
 
@@ -51,8 +51,8 @@ def record_batch(
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, column.width))
             continue
         sizes = positions * column.width if column.width is not None else _summed(values["distinct"], positions)
-        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-        arrays.append(pa.ListArray.from_arrays(pa.array(starts), flat))
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        arrays.append(pa.LargeListArray.from_arrays(pa.array(starts), flat))
     return pa.record_batch(arrays, schema=layout)
 
 
@@ -65,8 +65,26 @@ def _summed(distinct: NDArray[Any], positions: NDArray[np.int64]) -> NDArray[np.
 
 
 def write(path: Path, layout: pa.Schema, batches: Iterable[pa.RecordBatch]) -> list[Piece]:
-    """A file, whole or not at all, and its stretches: one a record batch, with what stands before it, and the end."""
-    partial = path.with_name(f"{path.name}{PARTIAL}")
+    """Writes a file beside its place, where `commit` puts it, and returns its stretches: one a record batch, with what
+    stands before it, and the end. UserError where the disk does not take it."""
+    partial = partial_of(path)
+    try:
+        return _write(partial, layout, batches)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; the same command goes on") from error
+
+
+def partial_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}{PARTIAL}")
+
+
+def commit(path: Path) -> None:
+    """Puts a file that was written in its place."""
+    os.replace(partial_of(path), path)
+
+
+def _write(partial: Path, layout: pa.Schema, batches: Iterable[pa.RecordBatch]) -> list[Piece]:
     ends = []
     with pa.OSFile(str(partial), "wb") as sink:
         with pa.ipc.new_file(sink, layout) as writer:
@@ -79,7 +97,6 @@ def write(path: Path, layout: pa.Schema, batches: Iterable[pa.RecordBatch]) -> l
     pieces = [Piece(start, end, zlib.crc32(content[start:end])) for start, end in zip(starts, ends, strict=True)]
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(partial, path)
     return pieces
 
 
@@ -90,10 +107,12 @@ class Shard:
     def __init__(self, path: Path, pieces: list[Piece]) -> None:
         self.path, self.pieces = path, pieces
         try:
-            self._map = pa.memory_map(str(path))
-        except OSError as error:
+            with pa.memory_map(str(path)) as file:  # the map outlives the file, of which a process may open but so many
+                self._bytes = file.read_buffer()
+        except FileNotFoundError as error:
             raise UserError(f"{path} is missing: `edgestill capture` makes it again") from error
-        self._bytes = self._map.read_buffer()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {first_line(error)}") from error
         self._file: Any = None
 
     def batch(self, number: int) -> pa.RecordBatch:
@@ -136,7 +155,7 @@ def numbers(batch: pa.RecordBatch, name: str) -> Numbers:
     column = batch.column(name)
     if pa.types.is_fixed_size_list(column.type):
         return Numbers(column.values.to_numpy().reshape(len(column), -1), None)
-    if not pa.types.is_list(column.type):
+    if not pa.types.is_large_list(column.type):
         return Numbers(column.to_numpy().reshape(len(column), 1), None)
     values, starts = column.values.to_numpy(), column.offsets.to_numpy().astype(np.int64)
     lengths = np.diff(starts)

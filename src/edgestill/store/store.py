@@ -8,7 +8,7 @@ Row `view·N + sample` holds the signal of a view of a sample; a record batch ho
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,23 +115,27 @@ def read_store(folder: Path) -> tuple[Description, list[list[Piece]] | None]:
         checksum = said.pop("checksum")
         whole = checksum == _checksum(said)
         version = said.pop("version")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {first_line(error)}") from error
     if not whole:
         raise UserError(f"{path} is damaged: its checksum is another")
     if version != VERSION:
         raise UserError(f"{path} is of version {version}; this edgestill reads {VERSION}: capture it again")
     complete, pieces = said.pop("complete"), said.pop("pieces")
-    return Description.from_json(said), [[Piece(*one) for one in shard] for shard in pieces] if complete else None
+    try:
+        description = Description.from_json(said)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not as this edgestill writes it: {first_line(error)}; capture it again") from error
+    return description, [[Piece(*one) for one in shard] for shard in pieces] if complete else None
 
 
-def refuse_other(folder: Path, found: Description, expected: Description) -> None:
-    """UserError, with both values, where a store is not of the same teacher, input, data or views."""
-    have, need = found.to_json(), expected.to_json()
-    for key in ("input", "data", "samples", "positions", "classes", "views", "teacher"):
-        if have[key] != need[key]:
+def refuse_other(folder: Path, found: Description, expected: Mapping[str, Any]) -> None:
+    """UserError, with both values, where a store is not of what is expected: a description's fields, or some."""
+    have = found.to_json()
+    for key, need in expected.items():
+        if have[key] != need:
             raise UserError(
-                f"the store {folder} has another {key}: {have[key]}, where the recipe has {need[key]}; capture one "
+                f"the store {folder} has another {key}: {have[key]}, where the recipe has {need}; capture one "
                 "for this recipe, or train with what it was captured with"
             )
 
@@ -167,6 +171,8 @@ class Store:
         """The numbers of rows in columns, row by row, one after another."""
         where, places = np.divmod(rows, self.description.rows)
         wanted, of = np.unique(where, return_inverse=True)
+        order = np.argsort(of, kind="stable")
+        ends = np.searchsorted(of[order], np.arange(len(wanted) + 1))
         found: Columns = {}
         for name in names:
             parts = [self._batch(int(number))[name] for number in wanted]
@@ -174,7 +180,7 @@ class Store:
             if len(widths) == 1 and -1 not in widths:
                 out = np.empty((len(rows), widths.pop()), parts[0].values.dtype)
                 for number, part in enumerate(parts):
-                    chosen = of == number
+                    chosen = order[ends[number] : ends[number + 1]]
                     out[chosen] = part.values[places[chosen]]
                 found[name] = out.ravel()
             else:

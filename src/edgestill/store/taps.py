@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgestill.losses.reduce import channels_first, pooled
-from edgestill.store.codecs import Column, Columns, bits, floats
+from edgestill.store.codecs import Column, Columns, bits, floats, in_float16
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Tap:
         """Features [B, …] of float32."""
         names = [column.name for column in self.columns()]
         if self.keep == "pooled":
-            return {names[0]: bits(pooled(channels_first(features)).half())}
+            return {names[0]: bits(in_float16(pooled(channels_first(features)), f"a mean of its tap {self.path} of"))}
         across = [dim for dim in range(1, features.dim()) if dim != self._channel]
         largest = features.abs().amax(across, keepdim=True) if across else features.abs()
         scale = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)

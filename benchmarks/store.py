@@ -35,7 +35,7 @@ from edgestill.runtimes.measure import hardware
 from edgestill.schedule import Phase, Schedule
 from edgestill.signals import Signal
 from edgestill.store import Dense, Description, Store, Views, write_store
-from edgestill.store.shards import record_batch, schema, write
+from edgestill.store.shards import commit, record_batch, schema, write
 from edgestill.store.store import SHARDS, shard_path
 from edgestill.tasks.images import ImageSamples
 from edgestill.teachers.online import OnlineTeacher
@@ -65,6 +65,7 @@ def synthetic(folder: Path, rows: int) -> Description:
                 yield record_batch(said, {"logits": logits}, columns, np.ones(len(places), np.int64), layout)
 
         pieces.append(write(shard_path(folder, shard), layout, batches()))
+        commit(shard_path(folder, shard))
     write_store(folder, of, pieces)
     return of
 
@@ -139,8 +140,9 @@ Loop = tuple[str, Callable[[Any, Sequence[str]], Signal] | None, float]
 
 def by_turns(loops: list[Loop], steps: int, make: Callable[[], Model], batch_at: Any, temperature: float) -> list[str]:
     """Trainings that take their steps by turns: each one's over the first's, which has no teacher."""
-    order = [*range(0, len(loops), 2), *range(len(loops) - 1 - len(loops) % 2, 0, -2)]  # the dearest is never before
-    turns = [Semaphore(number == 0) for number in range(len(loops))]
+    draw = np.random.default_rng(0)  # who comes behind whom changes: what a step leaves in the caches meets all
+    order = iter([int(number) for _ in range(steps) for number in draw.permutation(len(loops))])
+    turns = [Semaphore(0) for _ in loops]
     spent: dict[str, list[float]] = {name: [] for name, _, _ in loops}
 
     def loop(number: int, folder: Path) -> None:
@@ -152,7 +154,8 @@ def by_turns(loops: list[Loop], steps: int, make: Callable[[], Model], batch_at:
                 started = perf_counter()
                 yield item
                 spent[name].append(perf_counter() - started)
-                turns[order[(order.index(number) + 1) % len(order)]].release()
+                if (following := next(order, None)) is not None:
+                    turns[following].release()
 
         train(
             make(),
@@ -169,6 +172,7 @@ def by_turns(loops: list[Loop], steps: int, make: Callable[[], Model], batch_at:
 
     with tempfile.TemporaryDirectory() as place:
         threads = [Thread(target=loop, args=(number, Path(place) / str(number))) for number in range(len(loops))]
+        turns[next(order)].release()
         for thread in threads:
             thread.start()
         for thread in threads:

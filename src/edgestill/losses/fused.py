@@ -4,7 +4,7 @@ Shapes: N rows (samples, or tokens), C classes, P parts.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,19 +54,32 @@ def in_chunks(student: Tensor, parts: Sequence[Part], weights: Sequence[float], 
     return _summed(student, piece, weights, chunk)
 
 
-Target = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""What some rows are to come to: from the student's log-probabilities [n, C], which it may overwrite, the divergence
-summed over the rows, and its slope in `logits / T` [n, C]."""
+class Told(NamedTuple):
+    """A divergence of some rows, summed, and its slope in `logits / T`: `factor·q + changes`, q the student's softmax.
+
+    Attributes:
+        factor: of each row [n, 1], or of all.
+        changes: [n, C], or of the classes `ids` alone [n, K]: those of a class that comes twice add up.
+    """
+
+    divergence: Tensor
+    factor: Tensor | float
+    changes: Tensor
+    ids: Tensor | None
+
+
+Target = Callable[[Tensor, slice], Told]
+"""What some rows are to come to, of the student's log-probabilities [n, C] at T."""
 
 
 def of_logits(teacher: Tensor, temperature: float) -> Target:
     """`kl` to a teacher's logits [N, C]."""
 
-    def target(log: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def target(log: Tensor, rows: slice) -> Told:
         teacher_log = log_probabilities(teacher[rows], temperature)
         probabilities = teacher_log.exp()
         divergence = torch.linalg.vecdot(probabilities, teacher_log.sub_(log)).sum()
-        return divergence, log.exp_().sub_(probabilities)
+        return Told(divergence, 1.0, probabilities.neg_(), None)
 
     return target
 
@@ -75,25 +88,25 @@ def of_buckets(ids: Tensor, teacher: Tensor, temperature: float) -> Target:
     """`kl` over K classes `ids` [N, K] and all others as one, to a teacher's logits of these [N, K + 1]; see
     `bucketed`."""
 
-    def target(log: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def target(log: Tensor, rows: slice) -> Told:
         teacher_log, kept = log_probabilities(teacher[rows], temperature), ids[rows]
-        probabilities = teacher_log.exp()
-        own_log, rest = log.gather(-1, kept), log.exp_().scatter_(-1, kept, 0)
-        others = rest.sum(-1, keepdim=True).clamp_(min=torch.finfo(log.dtype).tiny)
-        slope = own_log.exp().sub_(probabilities[:, :-1])
+        probabilities, own_log = teacher_log.exp(), log.gather(-1, kept)
+        # added up, not one less the kept, of which nothing would be left where these are nearly all
+        others = log.exp().scatter_(-1, kept, 0).sum(-1, keepdim=True).clamp_(min=torch.finfo(log.dtype).tiny)
         divergence = torch.linalg.vecdot(probabilities, teacher_log.sub_(torch.cat([own_log, others.log()], -1))).sum()
-        return divergence, rest.mul_(1 - probabilities[:, -1:] / others).scatter_(-1, kept, slope)
+        share = probabilities[:, -1:] / others  # the others' slope is q less their share of the bucket
+        return Told(divergence, 1 - share, own_log.exp_().mul_(share).sub_(probabilities[:, :-1]), kept)
 
     return target
 
 
 def of_draws(ids: Tensor, shares: Tensor, entropy: Tensor) -> Target:
-    """`kl` from classes that the teacher drew; see `drawn_kl`."""
+    """`kl` from classes that the teacher drew, whose shares add up to 1; see `drawn_kl`."""
 
-    def target(log: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def target(log: Tensor, rows: slice) -> Told:
         kept, drawn = ids[rows], shares[rows].to(log.dtype)
         divergence = -torch.linalg.vecdot(drawn, log.gather(-1, kept)).sum() - entropy[rows].sum()
-        return divergence, log.exp_().scatter_add_(-1, kept, -drawn)
+        return Told(divergence, 1.0, drawn.neg(), kept)
 
     return target
 
@@ -130,25 +143,44 @@ def soft_labels(
 
     def piece(rows: Tensor, chosen: slice, gradient: Tensor | None) -> Tensor:
         # in place where it can be: the passes over what the cache holds are all the time that this takes
-        values, slope = student.new_zeros(2, dtype=wider), None
-        if weights[1] and target is not None:
-            divergence, slope = target(log_probabilities(rows, temperature), chosen)
-            values[1] = temperature**2 * divergence / counts[1]
-            slope.mul_(temperature * weights[1] / counts[1])
+        values, slopes, changes = student.new_zeros(2, dtype=wider), [], []
+        log = log_probabilities(rows, temperature) if weights[1] and target is not None else None
+        if log is not None and target is not None:
+            told = target(log, chosen)
+            soft = temperature * weights[1] / counts[1]
+            values[1] = temperature**2 * told.divergence / counts[1]
+            slopes.append((log, soft * told.factor))
+            changes.append((told.ids, told.changes.mul_(soft)))
         if weights[0]:
-            label_log, label = log_probabilities(rows, 1.0), labels[chosen].unsqueeze(-1)
+            at_one = log if log is not None and temperature == 1 else log_probabilities(rows, 1.0)
+            label = labels[chosen].unsqueeze(-1)
             share = (label >= 0).to(wider) / counts[0]
             label = label.clamp(min=0)
-            values[0] = -(label_log.gather(-1, label) * share).sum()
-            steep = weights[0] * share
-            own = label_log.exp_()
-            slope = own.mul_(steep) if slope is None else slope.addcmul_(own, steep)
-            slope.scatter_add_(-1, label, -steep)
+            values[0] = -(at_one.gather(-1, label) * share).sum()
+            if at_one is log:  # one softmax serves both
+                slopes[0] = (log, slopes[0][1] + weights[0] * share)
+            else:
+                slopes.append((at_one, weights[0] * share))
+            changes.append((label, -weights[0] * share))
         if gradient is not None:
-            gradient.copy_(slope) if slope is not None else gradient.zero_()
+            _write(gradient, slopes, changes)
         return values
 
     return _summed(student, piece, weights, chunk)
+
+
+def _write(gradient: Tensor, slopes: list[tuple[Tensor, Any]], changes: list[tuple[Tensor | None, Tensor]]) -> None:
+    """Sum of `factor·exp(log)`, and of changes: of all classes, or of some."""
+    if not slopes:
+        gradient.zero_()
+        return
+    (log, factor), *more = slopes
+    total = log.exp_().mul_(factor)
+    for log, factor in more:
+        total.add_(log.exp_().mul_(factor))
+    for ids, change in changes:
+        total.add_(change) if ids is None else total.scatter_add_(-1, ids, change)
+    gradient.copy_(total)
 
 
 def _summed(student: Tensor, piece: Piece, weights: Sequence[float], chunk: int | None) -> Tensor:

@@ -199,4 +199,4 @@ def bits(values: Tensor) -> NDArray[np.uint16]:
 
 def floats(column: NDArray[np.uint16]) -> Tensor:
     """float32 of the bits of float16."""
-    return torch.from_numpy(column.view(np.float16).astype(np.float32))
+    return torch.from_numpy(column).view(torch.float16).float()  # numpy's own conversion takes ten times as long

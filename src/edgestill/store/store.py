@@ -26,6 +26,8 @@ from edgestill.store.taps import Tap
 
 STORE, SHARDS = "store.json", "shards"
 VERSION = 1
+WIDE = 2**12
+"""Numbers of a row from which on rows are read one by one."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,13 @@ class Store:
             widths = {part.values.shape[-1] if part.starts is None else -1 for part in parts}
             if len(widths) == 1 and -1 not in widths:
                 out = np.empty((len(rows), widths.pop()), parts[0].values.dtype)
-                for number, part in enumerate(parts):
-                    chosen = order[ends[number] : ends[number + 1]]
-                    out[chosen] = part.values[places[chosen]]
+                if out.shape[1] > WIDE:  # without a copy of what is chosen
+                    for row, number in enumerate(of):
+                        out[row] = parts[number].values[places[row]]
+                else:
+                    for number, part in enumerate(parts):
+                        chosen = order[ends[number] : ends[number + 1]]
+                        out[chosen] = part.values[places[chosen]]
                 found[name] = out.ravel()
             else:
                 pieces = [parts[number].of(places[row : row + 1]) for row, number in enumerate(of)]

@@ -304,7 +304,7 @@ def test_a_launcher_that_starts_one_process_instead_of_several_is_told_apart(mon
 def test_verbs_on_a_run_folder_take_one_process(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["export", str(tmp_path)]) == MISTAKE
-    assert "only run and train take several processes" in capsys.readouterr().err
+    assert "only run, train and capture take several processes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

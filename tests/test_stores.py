@@ -1,6 +1,7 @@
 """Runs whose teacher is read from a store: captured by a verb, replayed by the loop, refused elsewhere."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +60,17 @@ def test_a_run_trains_from_a_store_and_never_asks_its_teacher(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("soft" in line.get("parts", {}) for line in lines if line["arm"] == "student")
     assert result_of(tmp_path / "run")["teacher"]["quality"] > 0.5, "it is measured all the same"
+
+
+def test_what_stands_behind_a_training_needs_no_store_and_keeps_its_name(
+    digits: Path, tmp_path: Path, bare: None
+) -> None:
+    store = shutil.copytree(digits, tmp_path / "store")
+    recipe = load_recipe("digits", [*DIGITS, f"teacher.store={store}", "train.epochs=1", "export=[onnx]"])
+    job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)
+    shutil.rmtree(store)
+    assert main(["export", str(tmp_path / "run"), "--quiet"]) in (0, 3)
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").teacher.store == str(store)
 
 
 def test_the_loop_replays_the_views_that_were_captured(digits: Path) -> None:

@@ -23,6 +23,7 @@ from edgestill.store.codecs import Columns
 from edgestill.store.shards import PARTIAL, Piece, Shard, commit, partial_of, record_batch, schema, write
 from edgestill.store.store import SHARDS, STORE, shard_path
 from edgestill.tasks.samples import Batch, Samples
+from edgestill.train import Track
 
 DRAWS = 7
 """The stream of `uniform` that a codec draws from; views, splits and mixup use others."""
@@ -32,7 +33,6 @@ CHUNK = 2**22
 """Logits that are encoded at a time."""
 TRIAL = 5
 """Forward passes that are measured before a capture."""
-Track = Callable[..., Any]
 Teacher = Callable[[Batch, Sequence[str]], Signal]
 
 

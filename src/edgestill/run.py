@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -168,7 +168,8 @@ def _train_all(
     teacher_rows: list[NDArray[np.float32]] = []
 
     def measure_teacher() -> NDArray[np.float64] | None:
-        check_store(job)
+        if fits_teacher(job):  # one with weights was asked before any work
+            check_store(job)
         teacher_rows.append(_teacher(job, result, track))
         skills.measure_teacher(job, place, result, track)
         return difficulty(job, track)
@@ -366,14 +367,15 @@ def _again(
         raise UserError(f"{place} holds the runs of several students: name one of {several}")
     if "student" not in result or not (place / "student" / STUDENT_FILE).is_file():
         raise UserError(f"{place} has no trained student yet; `edgestill run … --out {place} --resume` trains it")
-    recipe = without_store(load_recipe(place / folder.RECIPE, overrides))  # which no step behind them reads
+    recipe = load_recipe(place / folder.RECIPE, overrides)
     if recipe.phases[-1].fake_quantize and not quantization.is_trained(place, result["student"]["seed"]):
         raise UserError(
             f"{place} ended in its phase for 8 bits; `edgestill run … --out {place} --resume` goes on with it"
         )
     needs(place, result, recipe)
     torch.set_num_threads(cpu_threads(recipe))
-    job = assemble(recipe, track)
+    # no step behind the trainings reads a store, and it may be gone; the recipe goes on naming it
+    job = replace(assemble(without_store(recipe), track), recipe=recipe)
     if (place / "teacher" / STUDENT_FILE).is_file():
         reload(job.teacher, place / "teacher")
         lower(job.teacher.module, recipe.teacher.precision, job.teacher.spec)

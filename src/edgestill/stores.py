@@ -111,8 +111,8 @@ def _job(recipe: Recipe, processes: Processes, track: Track) -> Job:
     recipe = without_store(recipe)
     torch.set_num_threads(cpu_threads(recipe, processes))
     job = processes.agree(lambda: assemble(recipe, track if processes.main else progress.silent, processes=processes))
-    description_of(job)
     if fits_teacher(job):
+        description_of(job)  # what no store can hold is refused before the teacher is fitted
         _fit_to_keep(job, track)
     return job
 

@@ -58,19 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         ("train", _train, "the trainings of a run alone: teacher, baseline and student"),
     ):
         sub = add(name, verb, text)
-        sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe")
+        _recipe(sub)
         sub.add_argument("--out", metavar="DIR", help="the run folder (runs/ and the time by default)")
-        sub.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
         sub.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
         _output(sub)
     sub = add("capture", _capture, "what a recipe's teacher says of its training data, once, for `teacher.store`")
-    sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe")
+    _recipe(sub)
     sub.add_argument("--out", metavar="DIR", required=True, help="the store; one that is there is gone on with")
-    sub.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
     sub.add_argument("--quiet", action="store_true", help="nothing but the result")
     sub = add("plan", _plan, "what a capture is going to cost: teacher passes, time, and bytes by codec")
-    sub.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe")
-    sub.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
+    _recipe(sub)
     _output(sub)
     store = add("store", _store, "verify: reads every byte of a store, and names what is damaged")
     store.add_argument("step", choices=("verify",))
@@ -119,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     add("recipes", _recipes, "the built-in recipes")
     add("schema", _schema, "the recipe's JSON Schema")
     return parser
+
+
+def _recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe")
+    parser.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
 
 
 def _output(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,7 @@ teacher: {{model: "hf:{model}", fit: {{epochs: 3, lr: 5e-5, keep: true}}}}
 student: {{from_teacher: {{depth: {depth}}}}}
 distill: {distill}
 train: {{epochs: {epochs}, lr: 1e-4}}
-compare: {{seeds: {seeds}, baseline: {first}, scratch: {first}}}
+compare: {{seeds: {seeds}, baseline: {first}, scratch: {scratch}}}
 """
 
 
@@ -64,6 +64,7 @@ def variant(name: str, depth: int, way: str, first: bool, options: argparse.Name
         epochs=options.epochs,
         seeds=options.seeds,
         first=str(first).lower(),
+        scratch=str(first and depth == 3).lower(),
     )
     options.out.mkdir(parents=True, exist_ok=True)
     recipe = options.out / f"{name}.yaml"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,9 +29,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, bare_runs: Any) -> Path:
     out = tmp_path_factory.mktemp("runs") / "digits"
-    job.run(load_recipe("digits", [*QUANTIZED, f"export=[{', '.join(installed())}]"]), out, track=progress.silent)
+    with bare_runs(with_report=True):
+        job.run(load_recipe("digits", [*QUANTIZED, f"export=[{', '.join(installed())}]"]), out, track=progress.silent)
     return out
 
 

@@ -104,7 +104,7 @@ def test_verbs_of_one_run_name_the_students(place: Path, capsys: pytest.CaptureF
     ],
 )
 def test_lists_that_do_not_fit_are_refused_before_training(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], students: list[dict], said: str
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], students: list[dict], said: str, bare: None
 ) -> None:
     changed = f"--set=student={json.dumps(students)}"
     assert main(["run", str(recipe), "--out", str(tmp_path / "run"), "--quiet", changed]) == 2

@@ -429,14 +429,20 @@ def _reference(model: Model, role: str, kind: Format, path: Path) -> None:
 
 def _empty(kind: Format, expected: Expected, out: Path) -> Path:
     """A model that does nothing with such inputs, in the format: what memory is measured over."""
-    probe, names_in = probe_of(expected)
-    path = out / "arms" / f"empty-{kind.backend}-{'x'.join(map(str, probe.shape[1:]))}{kind.suffix}"
+    shape = probe_of(expected)[0].shape[1:]
+    path = out / "arms" / f"empty-{kind.backend}-{'x'.join(map(str, shape))}{kind.suffix}"
     if not path.is_file():
-        if names_in:
-            onnx.write_empty(path, probe, names_in)
-        else:
-            BACKENDS[kind.backend].write_empty(path, probe)
+        write_empty(kind, expected, path)
     return path
+
+
+def write_empty(kind: Format, expected: Expected, path: Path) -> None:
+    """Writes a file that takes a model's inputs and does nothing with them."""
+    probe, names_in = probe_of(expected)
+    if names_in:
+        onnx.write_empty(path, probe, names_in)
+    else:
+        BACKENDS[kind.backend].write_empty(path, probe)
 
 
 def _real_inputs(job: Job, expected: Expected, count: int) -> list[NDArray[Any]]:

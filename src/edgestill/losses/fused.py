@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edgestill.losses.logits import log_probabilities
+from edgestill.losses.logits import FLOOR
+from edgestill.losses.reduce import wide
 
 Part = Callable[[Tensor, slice], Tensor]
 """A part of the loss on some rows of the student's logits, divided by the count of all: (logits, rows) -> scalar."""
@@ -17,8 +18,8 @@ Part = Callable[[Tensor, slice], Tensor]
 Piece = Callable[[Tensor, slice, Tensor | None], Tensor]
 """The values [P] of all parts on some rows; the gradient of their weighted sum is written to the third, if there."""
 
-CHUNK, CHUNK_ON_GPU = 2**17, 2**24
-"""Logits at a time: 0.5 MB in float32, of which a CPU's cache holds several; on a GPU enough to fill it."""
+CHUNK, CHUNK_ON_GPU = 2**18, 2**24
+"""Logits at a time: 1 MB in float32, of which a CPU's cache holds several; on a GPU enough to fill it."""
 
 
 def in_chunks(student: Tensor, parts: Sequence[Part], weights: Sequence[float], chunk: int | None = None) -> Tensor:
@@ -55,16 +56,16 @@ def in_chunks(student: Tensor, parts: Sequence[Part], weights: Sequence[float], 
 
 
 class Told(NamedTuple):
-    """A divergence of some rows, summed, and its slope in `logits / T`: `factor·q + changes`, q the student's softmax.
+    """A divergence of some rows, summed, and its slope in `logits / T`: `factor·q − goal`, q the student's softmax.
 
     Attributes:
         factor: of each row [n, 1], or of all.
-        changes: [n, C], or of the classes `ids` alone [n, K]: those of a class that comes twice add up.
+        goal: [n, C], or of the classes `ids` alone [n, K]: those of a class that comes twice add up.
     """
 
     divergence: Tensor
     factor: Tensor | float
-    changes: Tensor
+    goal: Tensor
     ids: Tensor | None
 
 
@@ -76,10 +77,10 @@ def of_logits(teacher: Tensor, temperature: float) -> Target:
     """`kl` to a teacher's logits [N, C]."""
 
     def target(log: Tensor, rows: slice) -> Told:
-        teacher_log = log_probabilities(teacher[rows], temperature)
+        teacher_log = _log_softmax(teacher[rows], temperature)
         probabilities = teacher_log.exp()
-        divergence = torch.linalg.vecdot(probabilities, teacher_log.sub_(log)).sum()
-        return Told(divergence, 1.0, probabilities.neg_(), None)
+        divergence = torch.dot(probabilities.flatten(), teacher_log.sub_(log).flatten())
+        return Told(divergence, 1.0, probabilities, None)
 
     return target
 
@@ -89,13 +90,13 @@ def of_buckets(ids: Tensor, teacher: Tensor, temperature: float) -> Target:
     `bucketed`."""
 
     def target(log: Tensor, rows: slice) -> Told:
-        teacher_log, kept = log_probabilities(teacher[rows], temperature), ids[rows]
+        teacher_log, kept = _log_softmax(teacher[rows], temperature), ids[rows]
         probabilities, own_log = teacher_log.exp(), log.gather(-1, kept)
         # added up, not one less the kept, of which nothing would be left where these are nearly all
         others = log.exp().scatter_(-1, kept, 0).sum(-1, keepdim=True).clamp_(min=torch.finfo(log.dtype).tiny)
         divergence = torch.linalg.vecdot(probabilities, teacher_log.sub_(torch.cat([own_log, others.log()], -1))).sum()
         share = probabilities[:, -1:] / others  # the others' slope is q less their share of the bucket
-        return Told(divergence, 1 - share, own_log.exp_().mul_(share).sub_(probabilities[:, :-1]), kept)
+        return Told(divergence, 1 - share, probabilities[:, :-1] - own_log.exp_().mul_(share), kept)
 
     return target
 
@@ -106,7 +107,7 @@ def of_draws(ids: Tensor, shares: Tensor, entropy: Tensor) -> Target:
     def target(log: Tensor, rows: slice) -> Told:
         kept, drawn = ids[rows], shares[rows].to(log.dtype)
         divergence = -torch.linalg.vecdot(drawn, log.gather(-1, kept)).sum() - entropy[rows].sum()
-        return Told(divergence, 1.0, drawn.neg(), kept)
+        return Told(divergence, 1.0, drawn, kept)
 
     return target
 
@@ -143,16 +144,16 @@ def soft_labels(
 
     def piece(rows: Tensor, chosen: slice, gradient: Tensor | None) -> Tensor:
         # in place where it can be: the passes over what the cache holds are all the time that this takes
-        values, slopes, changes = student.new_zeros(2, dtype=wider), [], []
-        log = log_probabilities(rows, temperature) if weights[1] and target is not None else None
+        values, slopes, goals = student.new_zeros(2, dtype=wider), [], []
+        log = _log_softmax(rows, temperature) if weights[1] and target is not None else None
         if log is not None and target is not None:
             told = target(log, chosen)
             soft = temperature * weights[1] / counts[1]
             values[1] = temperature**2 * told.divergence / counts[1]
             slopes.append((log, soft * told.factor))
-            changes.append((told.ids, told.changes.mul_(soft)))
+            goals.append((told.ids, told.goal, soft))
         if weights[0]:
-            at_one = log if log is not None and temperature == 1 else log_probabilities(rows, 1.0)
+            at_one = log if log is not None and temperature == 1 else _log_softmax(rows, 1.0)
             label = labels[chosen].unsqueeze(-1)
             share = (label >= 0).to(wider) / counts[0]
             label = label.clamp(min=0)
@@ -161,26 +162,39 @@ def soft_labels(
                 slopes[0] = (log, slopes[0][1] + weights[0] * share)
             else:
                 slopes.append((at_one, weights[0] * share))
-            changes.append((label, -weights[0] * share))
+            goals.append((label, share, weights[0]))
         if gradient is not None:
-            _write(gradient, slopes, changes)
+            _write(gradient, slopes, goals)
         return values
 
     return _summed(student, piece, weights, chunk)
 
 
-def _write(gradient: Tensor, slopes: list[tuple[Tensor, Any]], changes: list[tuple[Tensor | None, Tensor]]) -> None:
-    """Sum of `factor·exp(log)`, and of changes: of all classes, or of some."""
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """`log_probabilities` where no gradient is asked for, in fewer passes."""
+    logits = wide(logits)
+    scaled = logits.clamp(min=FLOOR) if temperature == 1 else (logits / temperature).clamp_(min=FLOOR)
+    return scaled.log_softmax(-1)
+
+
+def _write(gradient: Tensor, slopes: list[tuple[Tensor, Any]], goals: list[tuple[Tensor | None, Tensor, Any]]) -> None:
+    """Sum of `factor·exp(log)`, less that of `factor·goal`: of all classes, or of some."""
     if not slopes:
         gradient.zero_()
         return
     (log, factor), *more = slopes
-    total = log.exp_().mul_(factor)
+    total = torch.exp(log, out=gradient if gradient.dtype == log.dtype else log).mul_(factor)
     for log, factor in more:
         total.add_(log.exp_().mul_(factor))
-    for ids, change in changes:
-        total.add_(change) if ids is None else total.scatter_add_(-1, ids, change)
-    gradient.copy_(total)
+    for ids, goal, weight in goals:
+        if ids is None and not isinstance(weight, Tensor):
+            total.sub_(goal, alpha=weight)
+        elif ids is None:
+            total.sub_(goal.mul_(weight))
+        else:
+            total.scatter_add_(-1, ids, goal * -weight)
+    if total is not gradient:
+        gradient.copy_(total)
 
 
 def _summed(student: Tensor, piece: Piece, weights: Sequence[float], chunk: int | None) -> Tensor:

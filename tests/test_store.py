@@ -294,6 +294,23 @@ def test_shards_are_arrow_files_that_others_open(tmp_path: Path) -> None:
     assert loaded[0]["sample"] == 0
 
 
+@pytest.mark.parametrize("codec", [Dense(), TopK(3, (1.0, 4.0)), Sampled(8, 1.0)], ids=lambda one: type(one).__name__)
+def test_polars_and_duckdb_read_every_codec(tmp_path: Path, codec: Codec) -> None:
+    polars, duckdb = pytest.importorskip("polars"), pytest.importorskip("duckdb")
+    captured(tmp_path / "store", codec)
+    paths = [*sorted((tmp_path / "store" / "shards").glob("*.arrow"))]
+    assert len(paths) > 1
+    shards = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths])
+    assert polars.concat([polars.read_ipc(path) for path in paths]).to_dict(as_series=False) == shards.to_pydict()
+    with duckdb.connect() as database:
+        database.register("shards", shards)
+        found = database.sql("select view, count(*) from shards group by view order by view").fetchall()
+        assert found == [(0, N), (1, N), (2, N)]
+        every = database.sql("select * from shards").fetchall()
+    for row, wanted in zip(every, shards.to_pylist(), strict=True):
+        assert [[*value] if isinstance(value, tuple) else value for value in row] == [*wanted.values()]
+
+
 def buckets(logits: Tensor, k: int, temperature: float) -> Buckets:
     codec = TopK(k, (temperature,))
     return codec.decode(codec.encode(logits, np.zeros(len(logits))), logits.shape[-1])

@@ -11,7 +11,9 @@ import torch
 
 from edgestill import progress
 from edgestill import run as job
+from edgestill.arms import difficulty, fit_teacher
 from edgestill.assemble import assemble
+from edgestill.assemble.stores import identity_of
 from edgestill.cli import main
 from edgestill.errors import UserError
 from edgestill.objective import Objective
@@ -24,6 +26,7 @@ from edgestill.tasks.samples import Batch
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.teachers.stored import StoredTeacher
 from edgestill.train import Options, train
+from test_texts_chat import CHAT, INSTRUCTION
 from text_recipes import CLASSES, TOKENS, result_of, written
 
 KEPT = ["teacher.fit.keep=true", "compare.scratch=false"]
@@ -89,8 +92,6 @@ def test_a_stored_run_has_the_bits_of_an_online_one_through_the_same_codec(digit
     """The teacher asked in the batches of the capture, its logits through float16."""
     parts = assemble(load_recipe("digits", [*DIGITS, f"teacher.store={digits}"]), progress.silent)
     store = Store.open(digits)
-    from edgestill.arms import fit_teacher
-
     fit_teacher(parts, tmp_path / "teacher", lambda line: None, progress.silent, resume=False)
     online, count, size = OnlineTeacher(parts.teacher, CPU, torch.float32), len(parts.splits.train), 64
     rows = np.arange(3 * count)
@@ -174,6 +175,50 @@ def test_a_store_that_does_not_belong_is_refused_before_training(
         job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run" / "arms" / "baseline").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "changed"),
+    [
+        (CLASSES, ["teacher.options={num_hidden_layers: 2}"], {"teacher"}),
+        (CLASSES, ["teacher.options={hidden_act: relu}"], {"teacher"}),
+        (CLASSES, ["data.length=9"], {"input"}),
+        (CLASSES, ["data.validation=0.3"], {"data", "samples", "positions"}),
+        (INSTRUCTION, [], {"data", "positions", "teacher"}),  # of another chat template, in the same file
+        ("digits", ["data.size=7"], {"input"}),
+        ("digits", ["teacher.input.mean=[0.4]"], {"input"}),
+    ],
+    ids=["depth", "activation", "length", "texts", "template", "size", "mean"],
+)
+def test_what_another_answer_may_come_from_is_told_apart(
+    text: str, sets: list[str], changed: set[str], tmp_path: Path
+) -> None:
+    found = []
+    for place, more, chat in (("a", [], CHAT), ("b", sets, CHAT.replace(" : ", " : : "))):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "chat.py").write_text(chat)
+        torch.manual_seed(0)  # weights that nobody fits
+        recipe = load_recipe(text if text == "digits" else written(tmp_path / place, text), more)
+        found.append(identity_of(assemble(recipe, progress.silent)))
+    assert {key for key, value in found[0].items() if found[1][key] != value} == changed
+
+
+def test_the_ranking_from_a_store_is_that_of_the_teacher(tmp_path: Path) -> None:
+    """Of blocks of text by what a byte costs, though a store holds what a token does."""
+    short = ["distill.terms=[]", "teacher.fit.epochs=2", *KEPT]
+    recipe = written(tmp_path, TOKENS)
+    capture(load_recipe(recipe, [*short, "capture.codec=sampled"]), tmp_path / "store", track=progress.silent)
+    found = []
+    for more in ([], [f"teacher.store={tmp_path / 'store'}"]):
+        parts = assemble(load_recipe(recipe, [*short, *more]), progress.silent)
+        fit_teacher(parts, tmp_path / "teacher", lambda line: None, progress.silent, resume=False)
+        found.append(difficulty(parts, progress.silent))
+    asked, stored = found
+    assert asked is not None
+    assert stored is not None
+    bytes_ = parts.splits.train.bytes
+    assert len(set(bytes_.tolist())) > 1, "blocks of as many bytes would be ranked alike by tokens"
+    np.testing.assert_allclose(stored, asked, atol=2 / len(asked))  # neighbours may change places by rounding
 
 
 def test_a_codec_that_cannot_serve_a_loss_names_the_one_that_can(tmp_path: Path, capsys) -> None:

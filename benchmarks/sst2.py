@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edgestill import progress
-from edgestill.evaluate.paired import over_samples
+from edgestill.evaluate.paired import over_redraws, over_seeds
 from edgestill.recipe import load_recipe
 from edgestill.run import run
 from edgestill.runtimes.measure import hardware
@@ -86,17 +86,20 @@ def table(options: argparse.Namespace) -> None:
         f"Teacher: {first['teacher']['quality']:.2%} on the test, {first['teacher']['validation_quality']:.2%} on dev, "
         f"{first['teacher']['bytes']:,} bytes.",
         "",
-        "| depth | arm | dev | test, mean ± standard deviation | kept of the teacher above chance |",
-        "|---|---|---|---|---|",
+        "| depth | arm | dev | test, mean ± standard deviation | of the teacher's accuracy | of that above chance |",
+        "|---|---|---|---|---|---|",
     ]
     for name, result in done.items():
         depth, _, way = name.partition("-")
         for arm, summary in result["arms"].items():
             dev = np.mean([seed["validation"] for seed in summary["seeds"]])
             spread = f" ± {summary['std']:.2%}" if summary["std"] else ""
-            kept = (summary["mean"] - 0.5) / (result["teacher"]["quality"] - 0.5)
+            teacher, mean = result["teacher"]["quality"], summary["mean"]
             title = way if arm == "student" else arm
-            lines.append(f"| {depth[5:]} | {title} | {dev:.2%} | {summary['mean']:.2%}{spread} | {kept:.1%} |")
+            lines.append(
+                f"| {depth[5:]} | {title} | {dev:.2%} | {mean:.2%}{spread} | {mean / teacher:.1%} | "
+                f"{(mean - 0.5) / (teacher - 0.5):.1%} |"
+            )
     lines += [
         "",
         "| depth | way | file | bytes | accuracy | p50 ms at tokens | over the teacher | p50 ms at the shortest |",
@@ -111,25 +114,46 @@ def table(options: argparse.Namespace) -> None:
                 f"{artifact['latency_ms']['p50']:.2f} at {artifact['tokens']} | {artifact['latency_ratio']:.2f} | "
                 f"{short['latency_ms']['p50']:.2f} at {short['tokens']} |"
             )
-    lines += ["", "Paired over the test sentences, the seed that dev chose of each:", ""]
-    for name in done:
-        depth, _, way = name.partition("-")
-        if way != "kl":
-            lines.append(f"- {name} minus kl: {paired(options.out / name, options.out / f'{depth}-kl')}")
+    lines += [
+        "",
+        "Paired, with 95 % intervals: over the test sentences by 2,000 redraws, for the seed that dev chose of each; "
+        "and over the seeds by Student's t, which with so few is wide.",
+        "",
+        "| depth | arms | over sentences | over seeds |",
+        "|---|---|---|---|",
+    ]
+    arms = {  # of each depth, its arms by title: which of them, and in which run
+        depth: {
+            name.partition("-")[2] if arm == "student" else arm: (name, arm)
+            for name, result in done.items()
+            if name.startswith(depth)
+            for arm in result["arms"]
+        }
+        for depth in dict.fromkeys(name.partition("-")[0] for name in done)
+    }
+    for depth, found in arms.items():
+        for other in ("baseline", "kl"):
+            for title in found:
+                if title in WAYS and title != other and other in found:
+                    pair = paired(options.out, done, found[title], found[other])
+                    lines.append(f"| {depth[5:]} | {title} − {other} | {' | '.join(pair)} |")
     (ROOT / "benchmarks" / "results" / f"{date[:10]}-sst2.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
-def paired(one: Path, other: Path) -> str:
-    if not (other / "predictions.npz").is_file():
-        return "not run"
-    right = []
-    for folder in (one, other):
-        with np.load(folder / "predictions.npz") as saved:
-            right.append(saved["student"].argmax(1) == saved["labels"])
-    found = over_samples(right[0], right[1])
-    assert found.interval is not None
-    return f"{found.mean:+.2%} [{found.interval[0]:+.2%}, {found.interval[1]:+.2%}]"
+def paired(place: Path, done: dict, one: tuple[str, str], other: tuple[str, str]) -> list[str]:
+    """The difference of two arms, each a run and its arm: over the sentences, and over the seeds."""
+    right, seeds = [], []
+    for name, arm in (one, other):
+        with np.load(place / name / "predictions.npz") as saved:
+            right.append((saved[arm].argmax(1) == saved["labels"]).astype(float))
+        seeds.append([seed["quality"] for seed in done[name]["arms"][arm]["seeds"]])
+    each = right[0] - right[1]
+    found = [(each.mean(), over_redraws(lambda draws: draws @ each / len(each), len(each)))]
+    if len(seeds[0]) > 1:
+        over = over_seeds(*seeds)
+        found.append((over.mean, over.interval))
+    return [f"{mean:+.2%} [{low:+.2%}, {high:+.2%}]" for mean, (low, high) in found]
 
 
 def main() -> None:

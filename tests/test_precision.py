@@ -234,10 +234,10 @@ def probabilities(folder: Path, precision: str) -> np.ndarray:
 
 def test_the_verbs_go_on_with_a_lowered_teacher(lowered: tuple[str, Path]) -> None:
     _, run = lowered
-    before = json.loads((run / "result.json").read_text())
+    (run / "arms" / "teacher-onnx.onnx").unlink()  # the run was bare
     assert main(["export", str(run), "--quiet"]) == 0
-    after = json.loads((run / "result.json").read_text())
-    assert after["teacher"]["bytes"] == before["teacher"]["bytes"] > 4 * after["teacher"]["parameters"]
+    after = json.loads((run / "result.json").read_text())["teacher"]
+    assert after["bytes"] > 4 * after["parameters"], "what it is compared by is in float32"
 
 
 @pytest.mark.usefixtures("bare")

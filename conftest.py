@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import os
 import sys
 from contextlib import contextmanager
 from functools import cache
@@ -59,6 +60,11 @@ LONGEST = (
 def pytest_configure(config):
     if hasattr(config.option, "loadscopereorder"):  # by the number of tests, which has little to do with their time
         config.option.loadscopereorder = False
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if worker and hasattr(os, "sched_setaffinity"):
+        # A core each: trainings take as many threads as they may, and those of two workers would wait for each other.
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker) % len(cores)]})
 
 
 def pytest_collection_modifyitems(items):

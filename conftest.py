@@ -101,17 +101,18 @@ def _operators_of_onnx_are_listed_once():
 def bare_runs():
     """A context whose runs go without what has tests of its own, and takes longer than a small training: the files that
     are tried before it, the file of the teacher that latency is compared with, in whose place stands one that does
-    nothing, and the report behind it unless it is asked for."""
+    nothing, and the report behind it, unless these are asked for."""
     from edgestill import deliver, report
 
     def empty(model, _role, kind, path):
         deliver.write_empty(kind, model.input, path)
 
     @contextmanager
-    def bare(with_report=False):
+    def bare(with_report=False, with_teacher=False):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(deliver, "check", lambda job: None)
-            patch.setattr(deliver, "_reference", empty)
+            if not with_teacher:
+                patch.setattr(deliver, "_reference", empty)
             if not with_report:
                 patch.setattr(report, "write", lambda place: place / "report.html")
             yield

@@ -19,12 +19,13 @@ from edgestill.words import percent, points
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+VIEWS, BATCH = 10, 128
 
 
 def captured(sets: list[str], out: Path) -> dict[str, float]:
     """Captures, and returns what was planned and what it took: seconds, bytes. Several calls add up."""
     notes = out / "capture.json"
-    recipe = load_recipe("cifar10-resnet8", [*sets, "capture.views=10"])
+    recipe = load_recipe("cifar10-resnet8", [*sets, f"capture.views={VIEWS}"])
     if not notes.is_file():
         planned = plan(recipe, track=progress.track)
         size = next(codec["bytes"] for codec in planned["codecs"] if codec["name"] == "dense")
@@ -48,8 +49,7 @@ def page(result: dict, environment: dict, store: dict[str, float], command: str)
     student, baseline = arms["student"], arms["baseline"]
     seeds, difference = len(student["seeds"]), student["difference"]
     taught = sum(phase["steps"] for phase in result["phases"] if phase["name"] != "finetune") * seeds
-    rows = 10 * result["data"]["train"]
-    a_batch = store["seconds"] / rows * 128
+    a_batch = BATCH * store["seconds"] / (VIEWS * result["data"]["train"])
     asked = taught * a_batch
     online, stored = seconds["student"] + asked, seconds["student"] + store["seconds"]
     lines = [
@@ -106,6 +106,7 @@ def main() -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     sets = [f"data.source={options.data.resolve()}", f"teacher.weights={options.weights.resolve()}", "train.threads=1"]
+    sets.append(f"train.batch_size={BATCH}")
     store = captured(sets, out)
     sets += [f"teacher.store={out / 'store'}", f"train.epochs={options.epochs}", f"compare.seeds={options.seeds}"]
     recipe = load_recipe("cifar10-resnet8", [*sets, *options.overrides])

@@ -65,6 +65,7 @@ def recipe_of(folder: Path, vocabulary: int, epochs: float) -> Path:
 
 
 def ways() -> dict[str, Way]:
+    """The codecs, and what others do, by name."""
 
     def of(codec: Codec) -> Way:
         def keep(logits: Tensor, draw: np.random.Generator) -> Any:
@@ -162,11 +163,12 @@ def angles(job: Job, states: Mapping[str, State], batches: list[Batch], teacher:
     one."""
     student, made = job.student(0), ways()
     count = sum(len(batch.labels) for batch in batches)
-    found: Table = {name: [] for name in made}
+    turned: Table = {name: [] for name in made}
+    sizes = Counter[str]()
     for state in states.values():
         student.module.load_state_dict(state)
         student.module.eval()
-        draw, totals, sizes = np.random.default_rng(1), dict.fromkeys(["whole", *made], torch.zeros(())), Counter[str]()
+        draw, totals = np.random.default_rng(1), dict.fromkeys(["whole", *made], torch.zeros(()))
         for batch in batches:
             logits = teacher(batch, []).logits
             kept = {name: way.keep(logits, draw) for name, way in made.items()}
@@ -179,9 +181,8 @@ def angles(job: Job, states: Mapping[str, State], batches: list[Batch], teacher:
             totals = {name: totals[name] + part.double() for name, part in zip(totals, parts, strict=True)}
             sizes.update({name: way.size(kept[name]) * len(logits) for name, way in made.items()})
         for name in made:
-            found[name] = [found[name][0] if found[name] else sizes[name] / count, *found[name][1:]]
-            found[name].append(angle(totals[name], totals["whole"]))
-    return found
+            turned[name].append(angle(totals[name], totals["whole"]))
+    return {name: [sizes[name] / count / len(states), *each] for name, each in turned.items()}
 
 
 def biases(

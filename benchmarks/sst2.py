@@ -80,8 +80,9 @@ def table(options: argparse.Namespace) -> None:
     lines = [
         f"# SST-2: MiniLM-L6-H384 into some of its blocks, {date}",
         "",
-        f"Hardware: {here['cpu']}, {here['cores']} cores. Command: `python benchmarks/sst2.py`, "
-        f"{options.epochs:g} epochs, {options.seeds} seeds. Accuracy on the 1,821 test sentences; dev chooses.",
+        f"Hardware: {here['cpu']}, {here['cores']} cores. Command: "
+        f"`python benchmarks/sst2.py --best {options.best} --epochs {options.epochs:g} --seeds {options.seeds}`. "
+        "Accuracy on the 1,821 test sentences; dev chooses.",
         "",
         f"Teacher: {first['teacher']['quality']:.2%} on the test, {first['teacher']['validation_quality']:.2%} on dev, "
         f"{first['teacher']['bytes']:,} bytes.",

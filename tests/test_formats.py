@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, bare_runs: Any) -> Path:
     out = tmp_path_factory.mktemp("runs") / "digits"
-    with bare_runs(with_report=True):
+    with bare_runs(with_report=True, with_teacher=True):
         job.run(load_recipe("digits", [*QUANTIZED, f"export=[{', '.join(installed())}]"]), out, track=progress.silent)
     return out
 

@@ -12,7 +12,9 @@ import pytest
 
 from edgestill import card, report
 from edgestill.errors import UserError
+from edgestill.evaluate.paired import retained
 from edgestill.report import curves, eight_bits, words
+from edgestill.words import summary
 from synthetic_run import CLASSES, EVERY_FORMAT, LAYER_MAPS, LAYERS, STEPS, load_result, save_result, write_run
 
 
@@ -105,6 +107,22 @@ def test_every_model_and_artifact_has_its_row(page: Page) -> None:
     assert "onnx-int8 onnxruntime 1.32.0 · 1 thread 87.6 % 93.1 % 97.31 % 0.73" in page.text
     assert "98.5 KB 0.271 0.284 0.347 720 KB" in page.text
     assert "graph optimisation on (onnx), graph optimisation off (onnx-int8)" in page.text
+
+
+def test_samples_that_were_left_out_or_lost_their_end_are_counted(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    result = load_result(run)
+    result["data"] |= {"skipped": {"train": 3}, "cut": {"train": 40, "test": 7}}
+    save_result(run, result)
+    told = Page(report.write(run)).text
+    for line in ("left out of train 3", "cut in train 40", "cut in test 7"):
+        assert line in told
+
+
+def test_a_teacher_at_chance_leaves_nothing_to_be_kept(tmp_path: Path) -> None:
+    result = load_result(write_run(tmp_path / "run"))
+    result["arms"]["student"]["retained"] = retained(0.6, 0.5, 0.5)
+    assert summary(result)[0].startswith("kept     nothing of a teacher at chance: ")
 
 
 def test_every_limit_of_the_budget_has_its_verdict(page: Page) -> None:

@@ -27,7 +27,7 @@ from edgestill.teachers.online import OnlineTeacher
 from edgestill.teachers.stored import StoredTeacher
 from edgestill.train import Options, train
 from test_texts_chat import CHAT, INSTRUCTION
-from text_recipes import CLASSES, TOKENS, result_of, written
+from text_recipes import CLASSES, HERE, TOKENS, result_of, written
 
 KEPT = ["teacher.fit.keep=true", "compare.scratch=false"]
 DIGITS = [*KEPT, "teacher.fit.epochs=2", "train.epochs=3"]
@@ -202,6 +202,23 @@ def test_what_another_answer_may_come_from_is_told_apart(
         recipe = load_recipe(text if text == "digits" else written(tmp_path / place, text), more)
         found.append(identity_of(assemble(recipe, progress.silent)))
     assert {key for key, value in found[0].items() if found[1][key] != value} == changed
+
+
+def test_a_configuration_that_no_file_of_the_recipe_says_is_told_apart(tmp_path: Path) -> None:
+    found = []
+    for act in ("gelu", "relu"):
+        place = tmp_path / act
+        place.mkdir()
+        (place / "act").write_text(act)
+        (place / "nets.py").write_text(
+            f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(HERE)!r})\nimport small_texts\n\n\n"
+            "def net(num_classes=2):\n"
+            "    return small_texts.bert(num_classes, hidden_act=(Path(__file__).parent / 'act').read_text())\n"
+        )
+        torch.manual_seed(0)
+        recipe = load_recipe(written(place, CLASSES), [f"teacher.model={place}/nets.py:net"])
+        found.append(identity_of(assemble(recipe, progress.silent)))
+    assert {key for key, value in found[0].items() if found[1][key] != value} == {"teacher"}
 
 
 def test_the_ranking_from_a_store_is_that_of_the_teacher(tmp_path: Path) -> None:

@@ -88,6 +88,12 @@ def test_the_assistants_tokens_alone_are_learned(tmp_path: Path) -> None:
             [],
             "writes earlier messages other",
         ),
+        (
+            "made.chat_template = '{{ raise_exception(\"no such role\") }}'",
+            [],
+            "does not write a conversation of user, assistant: no such role; change the conversations, or the template",
+        ),
+        ("made.chat_template = '{% for %}'", [], "does not write a conversation of user, assistant: "),
         ("pass", ["data.length=12", "data.too_long=refuse"], "have more tokens than data.length, 12"),
         (
             "pass",
@@ -102,6 +108,14 @@ def test_conversations_that_cannot_be_learned_are_refused(
     (tmp_path / "chat.py").write_text(CHAT.replace("    return model, made", f"    {change}\n    return model, made"))
     with pytest.raises(UserError, match=said):
         assemble(load_recipe(written(tmp_path, INSTRUCTION), override), progress.silent)
+
+
+def test_a_conversation_that_begins_with_an_answer_is_refused(tmp_path: Path) -> None:
+    messages = [{"role": "assistant", "content": "good film"}, {"role": "user", "content": "bad"}]
+    (tmp_path / "chat.py").write_text(f"{CHAT}\n\ndef answers():\n    return {{'messages': [{messages!r}] * 40}}\n")
+    recipe = load_recipe(written(tmp_path, INSTRUCTION), [f"data.train={tmp_path}/chat.py:answers"])
+    with pytest.raises(UserError, match="begins with the assistant, whose answer is to nothing: put a user's message"):
+        assemble(recipe, progress.silent)
 
 
 def test_messages_are_read_as_they_are_published(tmp_path: Path) -> None:

@@ -30,6 +30,21 @@ def test_lines_end_where_the_system_says(tmp_path: Path) -> None:
     assert len(load_texts({"train": str(tmp_path / "long.csv")}, label="none")["train"].texts[0]) == 200_000
 
 
+@pytest.mark.parametrize("label", ["none", "messages"])
+def test_half_of_a_character_is_refused_with_its_row(label: str, tmp_path: Path) -> None:
+    rows = [{"prompt": text, "response": "b", "text": text} for text in ("a", "\ud800")]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(UserError, match=r"a\.jsonl: row 1 holds half of a character"):
+        load_texts({"train": str(tmp_path / "a.jsonl")}, label=label)
+
+
+def test_a_split_of_a_language_model_needs_text(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n' * 3)
+    recipe = load_recipe(written(tmp_path, TOKENS), [f"data.test={tmp_path / 'empty.jsonl'}"])
+    with pytest.raises(UserError, match=r"the test split holds no text, of which bits a byte could be told: .*empty"):
+        assemble(recipe, progress.silent)
+
+
 def test_a_decoder_finds_the_last_token_by_the_tokenizers_padding(tmp_path: Path) -> None:
     other = tmp_path / "other.py"
     other.write_text(

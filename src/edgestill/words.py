@@ -57,7 +57,11 @@ def summary(result: Result) -> list[str]:
     shown, apart = (percent, points) if metric["higher_is_better"] else (_number, _signed)
     kept = f"{shown(student['mean'])} of {shown(teacher['quality'])} {metric['name']}{over}"
     if "retained" in student:
-        lines.append(f"kept     {student['retained'] * 100:.1f} % of the teacher above chance: {kept}")
+        share = student["retained"]
+        above = (
+            "nothing of a teacher at chance" if share is None else f"{share * 100:.1f} % of the teacher above chance"
+        )
+        lines.append(f"kept     {above}: {kept}")
     else:
         lines.append(f"gap      {apart(student['gap'])} {metric['name']} to the teacher: {kept}; lower is better")
     if difference := student.get("difference"):

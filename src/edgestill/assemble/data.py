@@ -148,6 +148,8 @@ def block_splits(recipe: Recipe, loaded: dict[str, Texts], expected: TextInput, 
     for name, split in blocks.items():
         if name != "train" and not len(split):
             raise UserError(f"data: the {name} split has no two tokens to learn from: {split.source}")
+        if len(split) and not split.bytes.any():
+            raise UserError(f"data: the {name} split holds no text, of which bits a byte could be told: {split.source}")
         if split.cut and recipe.data.too_long == "refuse":
             raise UserError(
                 f"data: {split.cut} conversations of {split.source} have more tokens than data.length, "

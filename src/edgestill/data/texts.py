@@ -152,12 +152,17 @@ def load_rows(spec: str, cache: str | Path | None = None) -> list[dict[str, Any]
     if not table or not len(next(iter(table.values()))):
         raise UserError(f"{spec} has no rows")
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    for number, row in enumerate(rows):
-        try:
-            "".join(value for value in row.values() if isinstance(value, str)).encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{spec}: row {number} holds half of a character: {first_line(error)}") from None
+    _refuse_halves(["".join(value for value in row.values() if isinstance(value, str)) for row in rows], spec)
     return rows
+
+
+def _refuse_halves(texts: Sequence[str], source: str) -> None:
+    """UserError for half of a character, which no tokenizer takes."""
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{source}: row {number} holds half of a character: {first_line(error)}") from None
 
 
 def _numbers(part: _Read, of_pairs: bool) -> npt.NDArray[np.float32]:
@@ -188,6 +193,8 @@ def _read(spec: object, split: str, columns: dict[str, str | int], label: str, c
         assert found_texts is not None
         texts, pairs = found_texts, _column(table, "text_pair", columns, source)
         column = _name(table, "label", columns, source)
+    for some in (texts, pairs or ()):
+        _refuse_halves(some, source)
     written = list(table[column]) if column is not None and label != "none" else [None] * len(texts)
     if label == "class":
         known = names.get(column) if column is not None else None

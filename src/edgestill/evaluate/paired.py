@@ -59,10 +59,12 @@ def over_redraws(
     return float(low), float(high)
 
 
-def retained(student: float, teacher: float, chance: float) -> float:
-    """`(student − chance) / (teacher − chance)`.
+def retained(student: float, teacher: float, chance: float) -> float | None:
+    """`(student − chance) / (teacher − chance)`; None of a teacher at chance, of which nothing is to be retained.
 
     >>> retained(0.82, 0.9, 0.1)
     0.9
     """
+    if teacher == chance:
+        return None
     return round((student - chance) / (teacher - chance), 12)

@@ -112,8 +112,7 @@ def prompt_ids(expected: TextInput, prompt: str | list[dict[str, str]]) -> list[
     where the assistant's answer begins."""
     tokenizer = expected.tokenizer
     if not isinstance(prompt, str):
-        made = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return [int(token) for token in made]
+        return expected.chat(prompt, asked=True)
     ids = [int(token) for token in tokenizer(prompt).input_ids]
     if ids and ids[-1] == tokenizer.eos_token_id:  # which closes a text
         ids = ids[:-1]

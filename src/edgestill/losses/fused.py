@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from edgestill.losses.logits import FLOOR
-from edgestill.losses.reduce import wide
+from edgestill.losses.logits import log_probabilities
 
 Part = Callable[[Tensor, slice], Tensor]
 """A part of the loss on some rows of the student's logits, divided by the count of all: (logits, rows) -> scalar."""
@@ -77,7 +76,7 @@ def of_logits(teacher: Tensor, temperature: float) -> Target:
     """`kl` to a teacher's logits [N, C]."""
 
     def target(log: Tensor, rows: slice) -> Told:
-        teacher_log = _log_softmax(teacher[rows], temperature)
+        teacher_log = log_probabilities(teacher[rows], temperature)
         probabilities = teacher_log.exp()
         divergence = torch.dot(probabilities.flatten(), teacher_log.sub_(log).flatten())
         return Told(divergence, 1.0, probabilities, None)
@@ -90,7 +89,7 @@ def of_buckets(ids: Tensor, teacher: Tensor, temperature: float) -> Target:
     `bucketed`."""
 
     def target(log: Tensor, rows: slice) -> Told:
-        teacher_log, kept = _log_softmax(teacher[rows], temperature), ids[rows]
+        teacher_log, kept = log_probabilities(teacher[rows], temperature), ids[rows]
         probabilities, own_log = teacher_log.exp(), log.gather(-1, kept)
         # added up, not one less the kept, of which nothing would be left where these are nearly all
         others = log.exp().scatter_(-1, kept, 0).sum(-1, keepdim=True).clamp_(min=torch.finfo(log.dtype).tiny)
@@ -119,7 +118,7 @@ def soft_labels(
     weights: tuple[float, float],
     *,
     temperature: float,
-    counts: tuple[Tensor | float, Tensor | float],
+    counts: tuple[Tensor | float, float],
     chunk: int | None = None,
 ) -> Tensor:
     """`[cross_entropy(student, labels), T²·divergence to target]`, as `in_chunks` of the two in a fraction of its time.
@@ -145,7 +144,7 @@ def soft_labels(
     def piece(rows: Tensor, chosen: slice, gradient: Tensor | None) -> Tensor:
         # in place where it can be: the passes over what the cache holds are all the time that this takes
         values, slopes, goals = student.new_zeros(2, dtype=wider), [], []
-        log = _log_softmax(rows, temperature) if weights[1] and target is not None else None
+        log = log_probabilities(rows, temperature) if weights[1] and target is not None else None
         if log is not None and target is not None:
             told = target(log, chosen)
             soft = temperature * weights[1] / counts[1]
@@ -153,7 +152,7 @@ def soft_labels(
             slopes.append((log, soft * told.factor))
             goals.append((told.ids, told.goal, soft))
         if weights[0]:
-            at_one = log if log is not None and temperature == 1 else _log_softmax(rows, 1.0)
+            at_one = log if log is not None and temperature == 1 else log_probabilities(rows, 1.0)
             label = labels[chosen].unsqueeze(-1)
             share = (label >= 0).to(wider) / counts[0]
             label = label.clamp(min=0)
@@ -170,14 +169,9 @@ def soft_labels(
     return _summed(student, piece, weights, chunk)
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """`log_probabilities` where no gradient is asked for, in fewer passes."""
-    logits = wide(logits)
-    scaled = logits.clamp(min=FLOOR) if temperature == 1 else (logits / temperature).clamp_(min=FLOOR)
-    return scaled.log_softmax(-1)
-
-
-def _write(gradient: Tensor, slopes: list[tuple[Tensor, Any]], goals: list[tuple[Tensor | None, Tensor, Any]]) -> None:
+def _write(
+    gradient: Tensor, slopes: list[tuple[Tensor, Any]], goals: list[tuple[Tensor | None, Tensor, float]]
+) -> None:
     """Sum of `factor·exp(log)`, less that of `factor·goal`: of all classes, or of some."""
     if not slopes:
         gradient.zero_()
@@ -187,12 +181,7 @@ def _write(gradient: Tensor, slopes: list[tuple[Tensor, Any]], goals: list[tuple
     for log, factor in more:
         total.add_(log.exp_().mul_(factor))
     for ids, goal, weight in goals:
-        if ids is None and not isinstance(weight, Tensor):
-            total.sub_(goal, alpha=weight)
-        elif ids is None:
-            total.sub_(goal.mul_(weight))
-        else:
-            total.scatter_add_(-1, ids, goal * -weight)
+        total.sub_(goal, alpha=weight) if ids is None else total.scatter_add_(-1, ids, goal * -weight)
     if total is not gradient:
         gradient.copy_(total)
 

@@ -53,7 +53,10 @@ def tempered(logits: Tensor, temperature: float, mask: Tensor | None = None) -> 
     >>> tempered(torch.tensor([2.0, -torch.inf]), 2.0).log_softmax(-1).exp()
     tensor([1., 0.])
     """
-    scaled = wide(logits, mask) / temperature
+    logits = wide(logits, mask)
+    if temperature == 1 and not (logits.requires_grad and torch.is_grad_enabled()):
+        return logits.clamp(min=FLOOR)  # one pass, where nobody asks what the gradient at -inf is
+    scaled = logits / temperature
     scaled.detach().clamp_(min=FLOOR)  # in place and outside the graph: the gradient there is that of softmax, 0
     return scaled
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgestill.errors import UserError
+from edgestill.errors import UserError, first_line
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -78,22 +78,42 @@ class TextInput:
         types = None if kinds is None else np.concatenate(kinds).astype(np.uint8)
         return Encoded(np.concatenate(rows).astype(np.int32), starts, types, cut)
 
+    def chat(self, messages: Sequence[Mapping[str, str]], *, asked: bool) -> list[int]:
+        """Messages as the tokenizer's chat template writes them; `asked`, up to where the assistant's answer begins.
+
+        Raises UserError for a tokenizer without a chat template, and for one that does not take the messages."""
+        name = type(self.tokenizer).__name__
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise UserError(
+                f"{name} has no chat template, which says how a conversation is written: save one beside the model, as "
+                "chat_template.jinja"
+            )
+        try:
+            made = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=asked, tokenize=True, return_dict=False
+            )
+        except Exception as error:  # whatever a template raises
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(
+                f"the chat template of {name} does not write a conversation of {roles}: {first_line(error)}; change "
+                "the conversations, or the template"
+            ) from error
+        return [int(token) for token in made]
+
     def conversation(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[int]]:
         """A conversation as the tokenizer's chat template writes it: its token ids, and beside each how many bytes of
         an answer of the assistant's begin with it; −1 for tokens that are none of its answers'.
 
-        Raises UserError for a tokenizer without a chat template, and for one that changes what was written before."""
-        if not getattr(self.tokenizer, "chat_template", None):
+        Raises UserError for a conversation that begins with an answer, and for a template that does not write it, or
+        changes what it wrote before."""
+        if messages[0]["role"] == "assistant":
             raise UserError(
-                f"{type(self.tokenizer).__name__} has no chat template, which says how a conversation is written: save "
-                "one beside the model, as chat_template.jinja"
+                "a conversation begins with the assistant, whose answer is to nothing: put a user's message in front, "
+                f"or leave it out: {messages[0]['content'][:60]!r}"
             )
 
         def written(count: int, asked: bool) -> list[int]:
-            made = self.tokenizer.apply_chat_template(
-                list(messages[:count]), add_generation_prompt=asked, tokenize=True, return_dict=False
-            )
-            return [int(token) for token in made]
+            return self.chat(messages[:count], asked=asked)
 
         ids = written(len(messages), False)
         sizes = [-1] * len(ids)

@@ -167,9 +167,11 @@ def _how(folder: Folder) -> dict[str, Any]:
 
 
 def _counts(data: dict[str, Any]) -> list[tuple[str, str]]:
-    """Images by split, and those of a split that were left out because they are broken."""
-    counted = [(name, count) for name, count in data.items() if name != "skipped"]
-    counted += [(f"left out of {name}", count) for name, count in (data.get("skipped") or {}).items()]
+    """Samples by split, and how many of a split were left out because they are broken, or lost their end."""
+    parts = {"skipped": "left out of", "cut": "cut in"}
+    counted = [(name, count) for name, count in data.items() if name not in parts]
+    for key, words_ in parts.items():
+        counted += [(f"{words_} {name}", count) for name, count in (data.get(key) or {}).items()]
     return [(name, words.whole(count)) for name, count in counted]
 
 

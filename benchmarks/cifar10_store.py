@@ -106,10 +106,10 @@ def main() -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     sets = [f"data.source={options.data.resolve()}", f"teacher.weights={options.weights.resolve()}", "train.threads=1"]
-    sets.append(f"train.batch_size={BATCH}")
+    sets += [f"train.batch_size={BATCH}", *options.overrides]  # the store is of one precision, that of the training
     store = captured(sets, out)
     sets += [f"teacher.store={out / 'store'}", f"train.epochs={options.epochs}", f"compare.seeds={options.seeds}"]
-    recipe = load_recipe("cifar10-resnet8", [*sets, *options.overrides])
+    recipe = load_recipe("cifar10-resnet8", sets)
     result = run(recipe, out / "run", resume=(out / "run").exists(), track=progress.track)
     more = "".join(f" --set {override}" for override in options.overrides)
     command = f"python benchmarks/cifar10_store.py --epochs {options.epochs} --seeds {options.seeds}{more}"

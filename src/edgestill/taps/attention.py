@@ -26,11 +26,13 @@ class Attention:
     """One attention as it is computed: its parts, made when they are asked for, and the shape of its probabilities.
 
     `fused`: by scaled_dot_product_attention, which has all four parts; an explicit softmax has but its probabilities.
+    `size`: D of its queries and keys, 0 where they are not seen.
     """
 
     fused: bool
     shape: tuple[int, ...]
     parts: Mapping[str, Callable[[], Tensor]]
+    size: int = 0
 
 
 Seen = Callable[[Attention, tuple[str, ...]], None]
@@ -120,6 +122,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bo
             "keys": lambda: by_head(key).clone(),
             "values": lambda: by_head(value).clone(),
         },
+        query.shape[-1],
     )
 
 

@@ -79,7 +79,7 @@ def test_every_nth_says_which_n_would_do():
 
 @pytest.mark.parametrize("kind", ["deep", "every", "every-0", "every--1", "every-1.5", "every-2x", "Every-2", ""])
 def test_an_unknown_kind_is_refused_with_the_known_ones(kind):
-    with pytest.raises(UserError, match="one of direct, width, depth, first, last, auto, every-N is needed"):
+    with pytest.raises(UserError, match="one of direct, width, depth, first, last, auto, origin, every-N is needed"):
         layer_map(student(2), teacher(4), kind)
 
 

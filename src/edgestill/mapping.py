@@ -1,7 +1,7 @@
 """Layer maps: which student tap learns from which teacher tap. S student taps, M teacher taps."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +11,9 @@ from edgestill.errors import UserError, closest
 LayerMap = list[tuple[str, str]]
 """(student tap, teacher tap) pairs."""
 
-KINDS = ("direct", "width", "depth", "first", "last", "auto")
+ORIGIN = "origin"
+"""Of a student that was built from its teacher: each tap with the one that it was made of."""
+KINDS = ("direct", "width", "depth", "first", "last", "auto", ORIGIN)
 EVERY = re.compile(r"every-([1-9][0-9]*)")
 
 
@@ -20,7 +22,8 @@ def layer_map(
 ) -> LayerMap:
     """Pairs of taps: each of the S student taps, in order, with one of the M teacher taps.
 
-    direct, width: the i-th with the i-th (`direct` also demands equal shapes, seen when the aligners are built).
+    direct, width, origin: the i-th with the i-th (`direct` also demands equal shapes, seen when the aligners are built;
+    the taps of `origin` come from `origins`).
     depth: the i-th with the teacher tap that stands as deep: the round((i + 1)·M/S)-th of M, so that the last learns
     from the last. first, last: with the first or the last S teacher taps. every-N: with the N-th, 2N-th, … teacher tap.
     auto: with the teacher taps that `monotone_assignment` finds in `similarity` [S, M], which the others ignore.
@@ -41,12 +44,29 @@ def layer_map(
     return [(tap, teacher[place]) for tap, place in zip(student, chosen, strict=True)]
 
 
+def origins(student: Sequence[str], origin: Mapping[str, str]) -> LayerMap:
+    """Pairs of taps: each student tap with the teacher's that it was made of. `origin`: by the path of a student's part
+    its path in the teacher, where that is another.
+
+    >>> origins(["layers.1.mlp", "norm"], {"layers.1": "layers.4"})
+    [('layers.1.mlp', 'layers.4.mlp'), ('norm', 'norm')]
+    """
+
+    def of(tap: str) -> str:
+        for path, other in origin.items():
+            if tap == path or tap.startswith((f"{path}.", f"{path}@")):
+                return other + tap[len(path) :]
+        return tap
+
+    return [(tap, of(tap)) for tap in student]
+
+
 def _places(few: int, many: int, kind: str, similarity: ArrayLike | None) -> list[int]:
     every = EVERY.fullmatch(kind)
     if kind not in KINDS and not every:
         known = ", ".join((*KINDS, "every-N"))
         raise UserError(f"map: one of {known} is needed; {kind!r} came{closest(kind, (*KINDS, 'every-2'))}")
-    if kind in ("direct", "width"):
+    if kind in ("direct", "width", ORIGIN):
         if few != many:
             raise UserError(
                 f"map: {kind} pairs the taps one by one; {few} student and {many} teacher taps came: "

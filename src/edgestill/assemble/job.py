@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgestill.assemble.data import Splits
-from edgestill.assemble.models import from_teacher, head, image_model, text_model
+from edgestill.assemble.models import head, image_model, text_model
+from edgestill.assemble.students import from_teacher
 from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
 from edgestill.evaluate.metric import Metric, predictor
 from edgestill.evaluate.skill import Skill
@@ -68,7 +69,7 @@ class Job:
         torch.manual_seed(seed)
         section, classes = self.recipe.student, self.splits.train.classes
         if section.from_teacher is not None:
-            return from_teacher(section.from_teacher, self.teacher, weights=arm != SCRATCH)
+            return from_teacher(section.from_teacher, self.teacher, self.splits.train, weights=arm != SCRATCH)
         if self.default_input is None:
             assert isinstance(self.teacher.input, TextInput)
             return text_model(self.recipe, section, classes, self._paired, self.teacher.input)

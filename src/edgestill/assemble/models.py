@@ -13,8 +13,6 @@ from edgestill.models import (
     ImageInput,
     Model,
     TextInput,
-    embed,
-    embedding_of,
     example,
     forward,
     load_model,
@@ -22,10 +20,9 @@ from edgestill.models import (
     lower,
     select_classes,
 )
-from edgestill.recipe import FromTeacher, Recipe
+from edgestill.recipe import Recipe
 from edgestill.recipe import Student as StudentSection
 from edgestill.recipe import Teacher as TeacherSection
-from edgestill.students.depth import blocks_of, kept_blocks, shallower
 from edgestill.students.lora import Lora, adapted, peft, targets_of
 
 _log = logging.getLogger("edgestill")
@@ -182,18 +179,6 @@ def head(recipe: Recipe) -> Head:
     if recipe.task == "sentence-embedding":
         return "embedding"
     return "number" if recipe.data.label == "number" else "classes"
-
-
-def from_teacher(section: FromTeacher, teacher: Model, weights: bool = True) -> Model:
-    """The student of some of the teacher's blocks."""
-    probe = example(teacher.input, 2)
-    module = teacher.module.to("cpu")
-    kept = kept_blocks(len(blocks_of(module, probe)), section.depth, section.keep)
-    student = shallower(module, probe, kept, weights=weights)
-    if (embedding := embedding_of(module)) is not None:
-        embed(student, embedding.pooling)
-    spec = f"{teacher.spec}, blocks {', '.join(map(str, kept))}"
-    return replace(teacher, module=student, spec=spec, options={}, fresh=())
 
 
 def lora_of(section: StudentSection, student: Model) -> Lora | None:

@@ -15,6 +15,7 @@ from edgestill.assemble.models import head
 from edgestill.data.images import spaced
 from edgestill.errors import UserError, first_line
 from edgestill.losses import TERM_LOSSES, pair_regression, regression
+from edgestill.mapping import ORIGIN, origins
 from edgestill.models import Model, as_inputs, example, forward, to_device
 from edgestill.objective import Objective, Term, layout
 from edgestill.recipe import Recipe
@@ -62,13 +63,16 @@ def terms_of(
         for known, names in built:
             if known == section:
                 return names
+        kind = _kind(section, student)
+        student_taps = section.student or default_taps(section)[0]
+        teacher_taps = section.teacher or (None if kind == ORIGIN else default_taps(section)[1])
         expanded, mapped = expand(
             section.loss,
             TERM_LOSSES,
             causal | section.options if section.loss == "attention_relation" else section.options,
-            student=section.student or default_taps(section)[0],
-            teacher=section.teacher or default_taps(section)[1],
-            kind=section.map,
+            student=student_taps,
+            teacher=teacher_taps or [other for _, other in origins(student_taps, student.origin or {})],
+            kind=kind,
             weight=section.weight,
             aligner=section.aligner,
             similarity=partial(_alike, student, teacher, splits.train) if measured else None,
@@ -87,6 +91,17 @@ def terms_of(
         sections = recipe.distill.terms if phase.terms is None else phase.terms
         phase_terms[phase.name] = tuple(name for section in sections for name in names_of(section))
     return terms, tuple(maps), phase_terms
+
+
+def _kind(section: TermSection, student: Model) -> str:
+    """The layer map of a term: of a student that was built from its teacher, what each tap was made of, unless it names
+    taps of the teacher. MiniLMv2's relations are those of the last attention."""
+    if section.map is not None:
+        if section.map == ORIGIN and section.teacher is not None:
+            raise UserError("map: origin tells the teacher's taps by the student's: leave out `teacher`, or the map")
+        return section.map
+    built = student.origin is not None and section.teacher is None and section.loss != "attention_relation"
+    return ORIGIN if built else "depth"
 
 
 def _default_taps(model: Model, probe: Tensor, loss: str, every: bool) -> list[str]:

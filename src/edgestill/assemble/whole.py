@@ -22,7 +22,6 @@ from edgestill.assemble.models import (
     check_embeds,
     check_outputs,
     check_precision,
-    from_teacher,
     head,
     image_model,
     lora_of,
@@ -35,6 +34,7 @@ from edgestill.assemble.models import (
 )
 from edgestill.assemble.skills import skills_of
 from edgestill.assemble.stores import check_store, open_store
+from edgestill.assemble.students import from_teacher
 from edgestill.assemble.terms import check_losses, examples_of, terms_of
 from edgestill.bench import remote
 from edgestill.bench.aarch64_root import find_root
@@ -77,6 +77,8 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
         raise UserError("teacher: needs `weights` (a file) or `fit` (how to fit it first); neither came")
     parts = _of_images(recipe, track, splits) if recipe.task in IMAGES else _of_texts(recipe, splits)
     teacher, student = parts.teacher, parts.student
+    if recipe.student.from_teacher is not None and recipe.task not in IMAGES and trained(recipe.teacher):
+        student = from_teacher(recipe.student.from_teacher, teacher, parts.splits.train)
     joint = None
     if recipe.student.classifier == "teacher":
         student, joint = classifier_model(student, teacher)
@@ -119,7 +121,12 @@ def _of_images(recipe: Recipe, track: Track, splits: Splits | None) -> _Parts:
     torch.manual_seed(0)
     every = None if recipe.teacher.classes is not None else len(classes)
     teacher = selected(recipe.teacher, image_model(recipe.teacher, every, default), classes)
-    student = image_model(recipe.student, len(classes), default)
+    section = recipe.student.from_teacher
+    if section is None:
+        student = image_model(recipe.student, len(classes), default)
+    else:
+        check_outputs(TEACHER, teacher, classes)
+        student = from_teacher(section, teacher, splits.train if trained(recipe.teacher) else None)
     for role, model in ((TEACHER, teacher), (STUDENT, student)):
         check_outputs(role, model, classes)
     return _Parts(splits, teacher, student, default, ACCURACY)
@@ -136,7 +143,7 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
     assert isinstance(teacher.input, TextInput)
     check_precision(recipe, teacher)
     if recipe.student.from_teacher is not None:
-        student = from_teacher(recipe.student.from_teacher, teacher)
+        student = from_teacher(recipe.student.from_teacher, teacher, None)  # its sizes; its parts when data is read
     else:
         student = text_model(recipe, recipe.student, classes, paired, teacher.input)
     assert isinstance(student.input, TextInput)

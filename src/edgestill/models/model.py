@@ -40,6 +40,9 @@ class Model:
     """The text of the file in `spec`, where no such file is there: of a student that was built from another."""
     fresh: tuple[str, ...] = ()
     """Names of the parameters that its file does not hold: those of a classifier that was made for the data."""
+    origin: Mapping[str, str] | None = None
+    """Of a student that was built from its teacher: by the path of a part its path in the teacher, where it is another.
+    """
 
     @property
     def parameters(self) -> int:

@@ -133,18 +133,42 @@ class Teacher(Section):
         return self
 
 
+class Width(Section):
+    heads: SomeShare = Field(1.0, description="Of the heads of each attention; with grouped queries, of the groups.")
+    hidden: SomeShare | None = Field(
+        None, description="Of the channels between blocks; as many as there are heads by default."
+    )
+    feed_forward: SomeShare = Field(1.0, description="Of the channels inside each block's linear layers.")
+    channels: SomeShare = Field(1.0, description="Of the channels of a model without attention.")
+
+
 class FromTeacher(Section):
     depth: Annotated[int, Field(ge=1)] | SomeShare | None = Field(
         None, description="Blocks to keep: how many, or which share of the teacher's."
     )
-    keep: Literal["spread", "first", "last"] | list[NonNegativeInt] = Field(
-        "spread", description="Which blocks: evenly spread with the first and the last, the first, the last, or a list."
+    keep: Literal["spread", "first", "last", "important"] | list[NonNegativeInt] = Field(
+        "spread",
+        description="Which blocks: evenly spread with the first and the last, the first, the last, those without which "
+        "the loss on training samples is greatest, or a list.",
+    )
+    width: SomeShare | Width | None = Field(
+        None, description="Share of heads and channels to keep: one for all, or one for each kind."
+    )
+    importance: Literal["magnitude", "activation", "taylor"] = Field(
+        "activation",
+        description="Which heads and channels: by their weights alone, by weights and what they are given, or by what "
+        "the loss changes by without them; of 512 training samples.",
     )
 
     @model_validator(mode="after")
     def _which(self) -> "FromTeacher":
-        if isinstance(self.keep, list) == (self.depth is not None):
+        listed = isinstance(self.keep, list)
+        if listed and self.depth is not None:
             raise ValueError("needs `depth`, or a list of blocks in `keep`, and not both")
+        if not listed and self.depth is None and self.width is None:
+            raise ValueError("needs `depth`, a list of blocks in `keep`, or `width`")
+        if self.keep == "important" and self.depth is None:
+            raise ValueError("keep: important needs `depth`, how many blocks")
         if isinstance(self.keep, list) and self.keep != sorted({*self.keep}):
             raise ValueError(f"keep: needs blocks in rising order, each once; {self.keep} came")
         return self
@@ -197,10 +221,11 @@ class Term(Section):
     teacher: Taps | None = Field(
         None, description="Teacher taps; by default its stages, or a plain transformer's blocks."
     )
-    map: Annotated[str, AfterValidator(map_name)] = Field(
-        "depth",
+    map: Annotated[str, AfterValidator(map_name)] | None = Field(
+        None,
         description="direct: equal shapes, pair by pair. width: pair by pair, aligned. depth: evenly spread. first, "
-        "last, every-2 and the like: of the teacher's taps. auto: the most similar ones, measured.",
+        "last, every-2 and the like: of the teacher's taps. auto: the most similar ones, measured. origin: of a "
+        "student from its teacher, what each tap was made of. By default origin where that is known, else depth.",
     )
     weight: NonNegative | Literal["balanced"] = Field(
         1.0,

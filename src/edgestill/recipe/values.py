@@ -75,7 +75,7 @@ SCORERS = (
     "instructions",
     "lm-eval",
 )
-MAPS = ("direct", "width", "depth", "first", "last", "auto", "every-N")
+MAPS = ("direct", "width", "depth", "first", "last", "auto", "origin", "every-N")
 
 
 def as_value_error(parse: Callable[[Any], Any], keep_text: bool) -> Callable[[Any], Any]:

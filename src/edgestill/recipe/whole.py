@@ -116,13 +116,12 @@ class Recipe(Section):
         if quality is not None and quality > 1 and self.task not in ("language-modeling", "instruction"):
             raise ValueError(f"budget.quality: Input should be less than or equal to 1; {quality:g} came")
         if self.teacher.classes is not None and self.student.from_teacher is not None:
-            raise ValueError("teacher.classes: a student of the teacher's blocks would have its other classes too")
+            raise ValueError("teacher.classes: a student of the teacher's parts would have its other classes too")
+        self._built()
         if self.task in IMAGES:
             for name, value in (("columns", data.columns), ("length", data.length)):
                 if value:
                     raise ValueError(f"data.{name}: is for texts; the task is {self.task}")
-            if self.student.from_teacher is not None:
-                raise ValueError(f"student.from_teacher: is for text models; the task is {self.task}: name a model")
             if self.student.lora is not None:
                 raise ValueError(f"student.lora: is for text models; the task is {self.task}")
             if self.teacher.precision != "float32":
@@ -220,6 +219,22 @@ class Recipe(Section):
                     f"none in phases.{phase.name}: give a number"
                 )
         return self
+
+    def _built(self) -> None:
+        """What a student of the teacher's parts needs."""
+        section = self.student.from_teacher
+        terms = [term for phase in self.phases for term in phase.terms or ()]
+        if section is None:
+            if any(term.map == "origin" for term in (*self.distill.terms, *terms)):
+                raise ValueError("map: origin is of a student that is built from its teacher: set student.from_teacher")
+            return
+        if section.keep == "important" and self.teacher.fit is not None and self.teacher.weights is None:
+            raise ValueError(
+                "student.from_teacher.keep: important asks a teacher that is trained: fit it first (edgestill train), "
+                "and name its folder as teacher.model"
+            )
+        if self.task == "sentence-embedding" and section.importance == "taylor":
+            raise ValueError("student.from_teacher.importance: taylor needs labels, of which texts to embed have none")
 
     @model_validator(mode="after")
     def _measurable(self) -> "Recipe":
@@ -319,9 +334,11 @@ def load_recipes(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str,
 def _student_name(student: Student, place: int) -> str:
     """What a student is called that has no name."""
     section = student.from_teacher
-    if section is not None and section.depth is not None:
-        return f"depth-{section.depth:g}"
-    return f"student-{place}"
+    if section is None:
+        return f"student-{place}"
+    parts = {"depth": section.depth, "width": section.width}
+    said = [f"{name}-{share:g}" for name, share in parts.items() if isinstance(share, int | float)]
+    return "-".join(said) or f"student-{place}"
 
 
 def _raw(recipe: str | Path, overrides: Sequence[str]) -> dict[str, Any]:

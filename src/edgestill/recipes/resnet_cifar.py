@@ -15,9 +15,9 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.stride, self.added = stride, out_channels - channels
+        self.stride = stride
         self.shortcut: nn.Module | None = None
-        if convolve_shortcut and self.added:
+        if convolve_shortcut and channels != out_channels:
             self.shortcut = nn.Conv2d(channels, out_channels, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,10 +25,10 @@ class Block(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.shortcut is not None:
             x = self.shortcut(x)
-        elif self.added:
-            half = self.added // 2
+        elif x.shape != out.shape:  # as many zeros as there are channels here, so that channels can be cut
+            added = out.shape[1] - x.shape[1]
             x = x[:, :, :: self.stride, :: self.stride]
-            x = functional.pad(x, (0, 0, 0, 0, half, self.added - half))
+            x = functional.pad(x, (0, 0, 0, 0, added // 2, added - added // 2))
         return functional.relu(out + x)
 
 

@@ -4,14 +4,11 @@ B batch, C channels, H height, W width, D features, K classes.
 """
 
 import copy
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +16,7 @@ from torch.nn import functional
 
 from edgestill.errors import UserError, first_line
 from edgestill.models import Model, example, forward
+from edgestill.students.plain import base_source
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def source(student: Model, joint: Joint) -> tuple[str, str]:
     """A function's name, and the text of a `model.py` whose function of this name builds the joined student from sizes
     alone, with torch and what the student itself needs: the student's own file, where it has one, comes first."""
-    before, name, made = _base_source(student)
+    before, name, made = base_source(student)
     function = re.sub(r"\W", "_", name) + "_with_projector"
     head = joint.student
     layers = [f"nn.AdaptiveAvgPool2d({joint.size})"] if joint.size != head.size else []
@@ -271,27 +269,3 @@ def source(student: Model, joint: Joint) -> tuple[str, str]:
         "    return module",
     ]
     return function, f"{before.rstrip()}\n\n\n" + "\n".join(lines) + "\n"
-
-
-def _base_source(student: Model) -> tuple[str, str, list[str]]:
-    """What stands before the function that builds the joined student, the student's own name, and the lines that make
-    the student as `module`."""
-    if student.spec.startswith("hf:"):
-        config: Any = student.module.config
-        return (
-            '"""A Hugging Face model with the classifier of another."""',
-            str(config.model_type),
-            [
-                "from transformers import AutoConfig, AutoModelForImageClassification",
-                "",
-                f"config = AutoConfig.for_model(**{json.loads(config.to_json_string())!r})",
-                "module = AutoModelForImageClassification.from_config(config)",
-            ],
-        )
-    if student.spec.startswith("timm:"):
-        name, options = student.spec[5:], student.options | {"pretrained": False}
-        made = ["import timm", "", f"module = timm.create_model({name!r}, **{options!r})"]
-        return '"""A timm model with the classifier of another."""', name, made
-    path, _, name = student.spec.rpartition(":")
-    before = Path(path).read_text(encoding="utf-8") if student.source is None else student.source
-    return before, name, [f"module = {name}(**{student.options!r})"]

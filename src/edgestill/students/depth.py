@@ -1,30 +1,45 @@
-"""A student of some of its teacher's blocks, with the teacher's weights, as a plain model of the same class."""
+"""A student of some of its teacher's blocks, with the teacher's weights."""
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from edgestill.errors import UserError, first_line
 from edgestill.models import dequantized
 from edgestill.taps import found
+from edgestill.taps.tracing import trace
 
-Keep = Literal["spread", "first", "last"] | Sequence[int]
+Rule = Literal["spread", "first", "last"]
+Losses = Callable[[nn.Module], Iterable[Tensor]]
+"""The losses of some real batches of the model that it is given, one after another."""
 
 
 def blocks_of(module: nn.Module, probe: Tensor, key: str = "student.from_teacher") -> list[str]:
-    """The paths of a model's blocks: of the parts that are repeated, told from its structure. UserError without any,
-    for the recipe's `key` that asks for them."""
-    blocks = [tap.path for tap in found(module, probe) if tap.kind == "block"]
-    numbered = [path for path in blocks if path.rpartition(".")[2].isdigit()]
+    """The paths of a transformer's blocks: of the parts that are repeated, told from its structure. UserError without
+    any, for the recipe's `key` that asks for them."""
+    numbered = all_blocks(module, probe)
     if len(numbered) < 1 or len({path.rpartition(".")[0] for path in numbered}) != 1:
         raise UserError(f"{key}: {type(module).__name__} has no list of blocks to choose from")
     return numbered
 
 
-def kept_blocks(count: int, depth: float | None, keep: Keep) -> list[int]:
+def all_blocks(module: nn.Module, probe: Tensor) -> list[str]:
+    """The paths of a model's blocks, those of all stages, in the order in which they run."""
+    blocks = [tap.path for tap in found(module, probe) if tap.kind == "block"]
+    return [path for path in blocks if path.rpartition(".")[2].isdigit()]
+
+
+def removable(module: nn.Module, probe: Tensor, blocks: Sequence[str]) -> list[int]:
+    """Which of the blocks put out what they take in shape, so that the model runs without them."""
+    nodes, _ = trace(module, probe)
+    return [place for place, path in enumerate(blocks) if nodes[path].taken == nodes[path].shape]
+
+
+def kept_blocks(count: int, depth: float | None, keep: Rule | Sequence[int]) -> list[int]:
     """Which of `count` blocks are kept, in order: `depth` of them, or that share.
 
     `spread` keeps the first and the last, and between them evenly spaced ones; one block alone is the first.
@@ -45,6 +60,59 @@ def kept_blocks(count: int, depth: float | None, keep: Keep) -> list[int]:
     if keep == "last":
         return list(range(count - wanted, count))
     return [round(place * (count - 1) / max(wanted - 1, 1)) for place in range(wanted)]
+
+
+def kept_of_stages(
+    blocks: Sequence[str], free: Sequence[int], depth: float | None, keep: Rule | Sequence[int]
+) -> list[int]:
+    """As `kept_blocks`, of a model of stages: those that change the shape, all but the `free`, are always kept."""
+    fixed = [place for place in range(len(blocks)) if place not in free]
+    if depth is None:
+        kept = kept_blocks(len(blocks), None, keep)
+        if missing := [place for place in fixed if place not in kept]:
+            raise UserError(
+                f"student.from_teacher.keep: block {missing[0]} ({blocks[missing[0]]}) changes the shape of what it "
+                f"takes, and cannot be left out; the blocks that can are {', '.join(map(str, free))}"
+            )
+        return kept
+    wanted = len(kept_blocks(len(blocks), depth, "first")) - len(fixed)
+    if wanted < 0:
+        raise UserError(
+            f"student.from_teacher.depth: {len(fixed)} of the teacher's {len(blocks)} blocks change the shape of what "
+            f"they take, and cannot be left out; {wanted + len(fixed)} were asked for"
+        )
+    chosen = kept_blocks(len(free), wanted, keep) if wanted else []
+    return sorted([*fixed, *(free[place] for place in chosen)])
+
+
+def most_missed(every: Sequence[int], missed: Mapping[int, float], count: int) -> list[int]:
+    """`count` of the blocks, in order: those that are not in `missed`, and of the others those without which the loss
+    is greatest; of equal ones the first.
+
+    >>> most_missed(range(4), {1: 0.3, 2: 0.9, 3: 0.5}, 3)
+    [0, 2, 3]
+    """
+    fixed = [place for place in every if place not in missed]
+    order = sorted(missed, key=lambda place: (-missed[place], place))
+    return sorted([*fixed, *order[: count - len(fixed)]])
+
+
+@torch.no_grad()
+def losses_without(module: nn.Module, blocks: Sequence[str], losses: Losses) -> list[float]:
+    """For each block, the mean loss of the model where it passes on what it is given."""
+
+    def skip(_module: nn.Module, inputs: Any, options: Any, output: Any) -> Any:
+        given = inputs[0] if inputs else options["hidden_states"]
+        return (given, *output[1:]) if isinstance(output, tuple) else given
+
+    found = []
+    for path in blocks:
+        handle = module.get_submodule(path).register_forward_hook(skip, with_kwargs=True)
+        try:
+            found.append(float(torch.stack(list(losses(module))).mean()))
+        finally:
+            handle.remove()
+    return found
 
 
 def shallower(teacher: nn.Module, probe: Tensor, kept: Sequence[int], *, weights: bool = True) -> nn.Module:

@@ -9,7 +9,7 @@ import pytest
 import small_texts
 from edgestill.cli import main
 from test_texts_chat import CHAT, INSTRUCTION
-from text_recipes import CLASSES, TOKENS, written
+from text_recipes import CLASSES, HERE, TOKENS, written
 
 
 @pytest.fixture
@@ -74,3 +74,61 @@ def test_too_little_to_learn_from(
     (tmp_path / "few.jsonl").write_text(json.dumps({"text": "good film the plot was fine"}))
     (tmp_path / "chat.py").write_text(f"{CHAT}\n\ndef few():\n    return rows(6, 0)\n")
     assert said in refused(recipe, *overrides)
+
+
+def test_a_batch_of_the_fit_that_is_larger_than_the_data(refused: Any) -> None:
+    said = "teacher.fit.batch_size: the training split has {}, less than a batch of 1000: lower it, or give more data"
+    assert said.format("720 labelled samples") in refused(CLASSES, "teacher.fit.batch_size=1000")
+    assert " blocks, less than a batch of 1000" in refused(TOKENS, "teacher.fit.batch_size=1000")
+
+
+OTHER = f"""
+import json, sys
+sys.path.insert(0, {str(HERE)!r})
+import small_texts
+from tokenizers import Tokenizer
+
+
+def exchanged():
+    model, made = small_texts.llama()
+    whole = json.loads(made.backend_tokenizer.to_str())
+    words = whole["model"]["vocab"]
+    words["film"], words["movie"] = words["movie"], words["film"]
+    made._tokenizer = Tokenizer.from_str(json.dumps(whole))
+    return model, made
+
+
+def more():
+    return small_texts.llama(vocab_size=24)[0], small_texts.tokenizer(("more",))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("exchanged", "; the first id that differs is 16, the teacher's 'film' and the student's 'movie'; token by"),
+        ("more", "; the first id that differs is 23, the teacher's no token and the student's 'more'; token by"),
+    ],
+)
+def test_vocabularies_that_differ_name_the_first_token_that_does(
+    name: str, said: str, refused: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "other.py").write_text(OTHER)
+    assert said in refused(TOKENS.replace("{from_teacher: {depth: 2}}", f'{{model: "other.py:{name}"}}'))
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_class_that_no_training_sample_is_labelled_with(missing: bool, refused: Any, tmp_path: Path) -> None:
+    """Of names that are given with the data, as tables have them; a sample without a label may not stand for it."""
+    import datasets
+
+    names = datasets.ClassLabel(names=["good film", "bad", "goodfilm"])
+    columns = datasets.Features({"text": datasets.Value("string"), "label": names})
+    data = small_texts.sentences(100, 0)["text"]
+    for split, labels in (("train", [0, 1, None if missing else 0, 1] * 25), ("test", [0, 1, 2, 1] * 25)):
+        table = datasets.Dataset.from_dict({"text": data, "label": labels}, features=columns)
+        table.to_parquet(tmp_path / f"{split}.parquet")
+        data = data[::-1]
+    told = refused(CLASSES, f"data={{train: '{tmp_path}/train.parquet', test: '{tmp_path}/test.parquet'}}")
+    assert "samples of the class 'goodfilm', and none is labelled so in the training split: label some in" in told
+    assert told.endswith("or leave these out; did you mean 'good film'?\n")

@@ -421,6 +421,11 @@ def unseen_class(at: Path) -> dict:
     return {"train": str(write(train, files(12)[0], [0, 1] * 6)), "test": str(test)}
 
 
+def unseen_class_beside_missing_labels(at: Path) -> dict:
+    train, test = (write(at / f"{name}.parquet", *files(12)) for name in ("train", "test"))
+    return {"train": str(write(train, files(12)[0], [0, 1, -1] * 4)), "test": str(test)}
+
+
 def same_split(at: Path) -> dict:
     return {"train": few(at, "train"), "test": str(at / "train")}
 
@@ -439,7 +444,8 @@ def same_validation(at: Path) -> dict:
         (no_label_column, "the test split has no labels"),
         (no_label_column_in_training, "a.parquet needs a column 'label'"),
         (class_of_the_test_set_alone, "has the class 'dgo', which"),
-        (unseen_class, "has samples of the class 'fox', and the training split has none"),
+        (unseen_class, "has samples of the class 'fox', and none is labelled so in the training split"),
+        (unseen_class_beside_missing_labels, "has samples of the class 'fox', and none is labelled so"),
         (same_split, "train and test are the same 48 samples"),
         (same_validation, "validation and test are the same 48 samples"),
     ],

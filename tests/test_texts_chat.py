@@ -14,6 +14,7 @@ from edgestill.assemble import assemble
 from edgestill.data.texts import load_texts
 from edgestill.errors import UserError
 from edgestill.recipe import load_recipe
+from edgestill.words import summary
 from text_recipes import HERE, written
 
 TEMPLATE = (
@@ -77,6 +78,34 @@ def test_the_assistants_tokens_alone_are_learned(tmp_path: Path) -> None:
     assert result["artifacts"][0]["quality"] == pytest.approx(result["arms"]["student"]["mean"], abs=1e-4)
     longer = load_recipe(tmp_path / "run" / "recipe.yaml", ["data.length=12"])
     assert assemble(longer, progress.silent).splits.train.cut > 0
+
+
+@pytest.mark.usefixtures("bare")
+def test_conversations_without_an_answer_are_counted_apart_from_those_that_are_cut(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tokens are words; four are around the prompt, and three before the answer."""
+    (tmp_path / "chat.py").write_text(CHAT)
+    recipe = load_recipe(written(tmp_path, INSTRUCTION), ["data.length=17", "train.epochs=0.5", "teacher.fit.epochs=1"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "check_teacher", lambda *_: None)
+        result = job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)
+    cut, lost = {}, {}
+    for name, count, seed in (("train", 800, 0), ("test", 200, 1)):
+        data = small_texts.sentences(count, seed)
+        begins = [len(text.split()) + 4 + 3 for text in data["text"]]
+        ends = [begin + (3 if label == "pos" else 2) for begin, label in zip(begins, data["label"], strict=True)]
+        lost[name] = sum(begin > 17 for begin in begins)
+        cut[name] = sum(begin <= 17 and end > 18 for begin, end in zip(begins, ends, strict=True))
+    assert lost["train"] > 0 < cut["train"]
+    assert result["data"]["skipped"] == lost
+    told = result["data"]["cut"]
+    assert told["test"] == cut["test"]
+    assert told["train"] + told["validation"] == cut["train"], "a split that is held out has its own"
+    assert 0 < told["validation"] < 0.3 * cut["train"]
+    assert result["data"]["train"] + result["data"]["validation"] == 800 - lost["train"]
+    assert f"{lost['train']} conversations of the train split are left out: nothing of their answers" in caplog.text
+    assert f"left out {lost['test']} conversations of the test split, without an answer to learn" in summary(result)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_a_split_of_texts_is_read_from_any_kind_of_file(tmp_path: Path) -> None:
 
 
 BAD = {
-    "empty": ("", "jsonl", {}, "the train split needs texts; .* has none"),
+    "empty": ("", "jsonl", {}, "the train split needs texts; .* has none: put some in, or name other files"),
     "no column": (
         '{"a": "x"}',
         "jsonl",

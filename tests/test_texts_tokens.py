@@ -1,5 +1,8 @@
 """Language models, from a recipe to measured files, and what is promised of their blocks and bits."""
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from edgestill import progress
 from edgestill import run as job
 from edgestill.assemble import assemble
 from edgestill.data.texts import load_texts
+from edgestill.errors import UserError
 from edgestill.evaluate.tokens import BITS_PER_BYTE
 from edgestill.models import TextInput, load_text_model
 from edgestill.recipe import load_recipe
@@ -101,3 +105,24 @@ def test_padded_vocabularies_are_aligned(tmp_path: Path, caplog: pytest.LogCaptu
     batch = parts.splits.train.batch(np.arange(2), np.zeros(2, np.int64), 0)
     outputs = torch.randn(2, 32, 32)
     assert batch.answers(outputs).shape == (64, 23)
+
+
+def test_a_tokenizer_of_another_model_is_refused_as_the_likely_cause(tokens: Path, tmp_path: Path) -> None:
+    """It has as many ids, for other words: worse than a token at random, and yet far less than 8 bits a byte."""
+    shutil.copytree(tokens / "teacher", tmp_path / "teacher")
+    whole = json.loads((tmp_path / "teacher" / "tokenizer.json").read_text())
+    words = whole["model"]["vocab"]
+    own = [word for word in words if word not in small_texts.SPECIAL]
+    words |= dict(zip(own, [words[word] for word in own[7:] + own[:7]], strict=True))
+    (tmp_path / "teacher" / "tokenizer.json").write_text(json.dumps(whole))
+    given = ["student.from_teacher.depth=1", f"teacher={{model: 'hf:{tmp_path / 'teacher'}'}}"]
+    with pytest.raises(UserError, match=r"no better than guessing: .* one of 23 tokens at random gives") as refused:
+        job.run(load_recipe(written(tmp_path, TOKENS), given), tmp_path / "run", track=progress.silent)
+    told = re.search(
+        r"guessing: ([\d.]+) bits .* gives ([\d.]+); is its tokenizer .* another model's", str(refused.value)
+    )
+    found, guess = map(float, told.groups())
+    blocks = assemble(load_recipe(written(tmp_path, TOKENS), given), progress.silent).splits.validation
+    assert guess == pytest.approx(np.log2(23) * blocks.positions.sum() / blocks.bytes.sum(), abs=1e-3)
+    assert guess < found < 8
+    assert not (tmp_path / "run" / "arms").exists()

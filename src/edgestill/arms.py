@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,17 @@ from edgestill.data.curriculum import ranks_within_class
 from edgestill.errors import UserError
 from edgestill.evaluate.classification import ACCURACY
 from edgestill.evaluate.metric import Metric, predictor
-from edgestill.models import ImageInput, Model, embedding_of, load_weights, lower, save_student, save_weights, to_device
+from edgestill.models import (
+    ImageInput,
+    Model,
+    TextInput,
+    embedding_of,
+    load_weights,
+    lower,
+    save_student,
+    save_weights,
+    to_device,
+)
 from edgestill.paths import cache_folder
 from edgestill.progress import silent
 from edgestill.students.lora import adapted
@@ -143,13 +154,17 @@ def _same_teacher(job: Job) -> str:
     return hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def check_teacher(metric: Metric, quality: float, labels: NDArray[np.int64], teacher: Model) -> None:
-    """UserError where the teacher is no better on validation than guessing: for classes, naming the most frequent."""
+def check_teacher(metric: Metric, quality: float, samples: Samples, teacher: Model) -> None:
+    """UserError where the teacher is no better on validation than guessing: for classes, naming the most frequent; for
+    tokens, drawing each at random."""
+    if isinstance(samples, Blocks):
+        _check_language_model(quality, samples, teacher)
+        return
     if metric is not ACCURACY:
-        guess = 0.0 if metric.higher_is_better else 8.0  # bits of a byte that is drawn at random
-        if not (quality > guess if metric.higher_is_better else quality < guess):
+        if not quality > 0:
             raise UserError(f"the teacher is no better than guessing: {quality:.3f} {metric.name} on validation")
         return
+    labels = samples.labels
     counts = np.bincount(labels[labels >= 0])
     guess = float(counts.max() / counts.sum())
     noise = 3 * float(np.sqrt(guess * (1 - guess) / counts.sum()))
@@ -164,6 +179,18 @@ def check_teacher(metric: Metric, quality: float, labels: NDArray[np.int64], tea
         raise UserError(
             f"the teacher is no better than guessing: {quality:.1%} on validation, the most frequent class alone gives "
             f"{guess:.1%}; {remedy}"
+        )
+
+
+def _check_language_model(quality: float, blocks: Blocks, teacher: Model) -> None:
+    assert isinstance(teacher.input, TextInput)
+    vocabulary = blocks.vocabulary or len(teacher.input.tokenizer)
+    guess = log2(vocabulary) * int(blocks.positions.sum()) / max(int(blocks.bytes.sum()), 1)
+    if not quality < guess:
+        raise UserError(
+            f"the teacher is no better than guessing: {quality:.3f} bits per byte on validation, one of {vocabulary:,} "
+            f"tokens at random gives {guess:.3f}; is its tokenizer ({type(teacher.input.tokenizer).__name__}) another "
+            "model's, or is it not trained (teacher.fit)?"
         )
 
 

@@ -271,7 +271,7 @@ def _teacher(job: Job, result: Result, track: Track) -> NDArray[np.float32]:
     quality = job.metric.quality(
         answers(job, teacher, splits.validation, "teacher: validation", track), splits.validation
     )
-    check_teacher(job.metric, quality, splits.validation.labels, teacher)
+    check_teacher(job.metric, quality, splits.validation, teacher)
     rows = answers(job, teacher, splits.test, "teacher: test set", track)
     result["teacher"] = {
         "model": teacher.spec,

@@ -55,7 +55,7 @@ def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -
         quality = job.metric.quality(
             answers(job, job.teacher, job.splits.validation, "teacher: validation", track), job.splits.validation
         )
-        check_teacher(job.metric, quality, job.splits.validation.labels, job.teacher)
+        check_teacher(job.metric, quality, job.splits.validation, job.teacher)
         begin(place, description)
 
     processes.first(check)

@@ -81,8 +81,10 @@ def summary(result: Result) -> list[str]:
         lines.append(f"8 bits   {quantized['worse']}")
     for split, count in result.get("data", {}).get("cut", {}).items():
         lines.append(f"cut      {count} text{'s' * (count > 1)} of the {split} split to the student's length")
+    chat = result.get("task") == "instruction"
     for split, count in result.get("data", {}).get("skipped", {}).items():
-        lines.append(f"left out {count} broken image{'s' * (count > 1)} of the {split} split")
+        left_out, why = ("conversation", ", without an answer to learn") if chat else ("broken image", "")
+        lines.append(f"left out {count} {left_out}{'s' * (count > 1)} of the {split} split{why}")
     if artifact := judged_artifact(result):
         lines += _artifact(artifact, teacher, metric, f"{shown(artifact['quality'])} {metric['name']}")
         lines += _budget(result["budget"], shown)

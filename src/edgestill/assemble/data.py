@@ -20,7 +20,7 @@ from edgestill.tasks.embeddings import Embeddings
 from edgestill.tasks.images import ImageSamples, Views
 from edgestill.tasks.samples import Samples
 from edgestill.tasks.sequences import Sequences
-from edgestill.tasks.tokens import conversations, packed
+from edgestill.tasks.tokens import Blocks, conversations, packed
 from edgestill.train import Track
 
 _log = logging.getLogger("edgestill")
@@ -29,7 +29,7 @@ _log = logging.getLogger("edgestill")
 @dataclass(frozen=True)
 class Splits:
     """The data of a run. `train` has the labels that the arms see, `fit` those that a fitted teacher sees; `skipped`
-    counts, by split as it was read, the broken images that were left out."""
+    counts, by split as it was read, what was left out: broken images, and conversations without an answer to learn."""
 
     train: Samples
     fit: Samples
@@ -146,26 +146,57 @@ def block_splits(recipe: Recipe, loaded: dict[str, Texts], expected: TextInput, 
     made = conversations if recipe.task == "instruction" else packed
     blocks = {name: replace(made(texts, expected), vocabulary=vocabulary) for name, texts in loaded.items()}
     for name, split in blocks.items():
-        if name != "train" and not len(split):
-            raise UserError(f"data: the {name} split has no two tokens to learn from: {split.source}")
-        if len(split) and not split.bytes.any():
-            raise UserError(f"data: the {name} split holds no text, of which bits a byte could be told: {split.source}")
-        if split.cut and recipe.data.too_long == "refuse":
-            raise UserError(
-                f"data: {split.cut} conversations of {split.source} have more tokens than data.length, "
-                f"{expected.length}; raise it, or set data.too_long to cut"
-            )
-    needed = recipe.train.batch_size
-    if len(blocks["train"]) < needed:
-        raise UserError(
-            f"data: the training split makes {len(blocks['train'])} blocks of {expected.length} tokens, less than a "
-            f"batch of {needed}: give more text, or lower data.length or train.batch_size"
-        )
+        _check_blocks(recipe, name, split, expected)
     check_apart(blocks)
+    left_out = {name: split.unanswered for name, split in blocks.items() if split.unanswered}
+    for name, count in left_out.items():
+        _log.warning(
+            "edgestill: %d conversations of the %s split are left out: nothing of their answers lies within "
+            "data.length, %d; raise it to learn from them", count, name, expected.length,
+        )  # fmt: skip
     if "validation" in blocks:
-        return Splits(blocks["train"], blocks["train"], blocks["validation"], blocks["test"])
+        return Splits(blocks["train"], blocks["train"], blocks["validation"], blocks["test"], left_out)
     train, validation = hold_out(blocks["train"], float(recipe.data.validation), seed=0)
-    return Splits(train, train, validation, blocks["test"])
+    return Splits(train, train, validation, blocks["test"], left_out)
+
+
+def _check_blocks(recipe: Recipe, name: str, split: Blocks, expected: TextInput) -> None:
+    """UserError for a split of which too little, or nothing, can be learned or measured."""
+    data, chat, count = recipe.data, recipe.task == "instruction", len(split)
+    if (split.cut or split.unanswered) and data.too_long == "refuse":
+        raise UserError(
+            f"data: {split.cut + split.unanswered} conversations of {split.source} have more tokens than data.length, "
+            f"{expected.length}; raise it, or set data.too_long to cut"
+        )
+    if not count and chat:
+        raise UserError(
+            f"data: nothing of the answers in the {name} split lies within the first {expected.length} tokens of its "
+            f"{split.unanswered} conversations ({split.source}): raise data.length"
+        )
+    if not count:
+        raise UserError(f"data: the {name} split has no two tokens to learn from: give {split.source} more text")
+    if not split.bytes.any():
+        raise UserError(
+            f"data: the {name} split holds no text, of which bits a byte could be told: give {split.source} some"
+        )
+    if name != "train":
+        return
+    many = "s" * (count != 1)
+    made = f"{count} conversation{many} with an answer" if chat else f"{count} block{many} of {expected.length} tokens"
+    more = "give more conversations" if chat else "give more text, lower data.length"
+    if split.unanswered:
+        made += f" within data.length, {expected.length}, and {split.unanswered} without"
+        more += ", raise data.length"
+    if count < recipe.train.batch_size:
+        raise UserError(
+            f"data: the training split makes {made}, less than a batch of {recipe.train.batch_size}: {more}, or lower "
+            "train.batch_size"
+        )
+    if isinstance(data.validation, float) and not 0 < round(data.validation * count) < count:
+        raise UserError(
+            f"data.validation: the training split makes {made}, of which a share of {data.validation:g} leaves none "
+            f"for validation or none to learn from: {more}, or name a validation split"
+        )
 
 
 def _named(recipe: Recipe, endings: Sequence[str] = (".parquet",)) -> dict[str, Any]:

@@ -208,9 +208,9 @@ def shared_vocabulary(teacher: Model, student: Model) -> int:
         kinds = [type(expected.tokenizer).__name__ for expected in inputs if isinstance(expected, TextInput)]
         raise UserError(
             f"vocabularies differ: the teacher {teacher.spec} has {len(own[0]):,} tokens ({kinds[0]}) and {sizes[0]:,} "
-            f"logits, the student {student.spec} {len(own[1]):,} ({kinds[1]}) and {sizes[1]:,}; token by token, a "
-            "student learns from a teacher of its own tokenizer alone: take a student of the teacher's family, or "
-            "student.from_teacher"
+            f"logits, the student {student.spec} {len(own[1]):,} ({kinds[1]}) and {sizes[1]:,}"
+            f"{_first_difference(own[0], own[1])}; token by token, a student learns from a teacher of its own "
+            "tokenizer alone: take a student of the teacher's family, or student.from_teacher"
         )
     if sizes[0] != sizes[1]:
         _log.warning(
@@ -218,6 +218,17 @@ def shared_vocabulary(teacher: Model, student: Model) -> int:
             *sizes, min(sizes),
         )  # fmt: skip
     return min(sizes)
+
+
+def _first_difference(teacher: dict[str, int], student: dict[str, int]) -> str:
+    """The first id that stands for another token, in words."""
+    names = [{number: token for token, number in own.items()} for own in (teacher, student)]
+    apart = [number for number in names[0].keys() | names[1].keys() if names[0].get(number) != names[1].get(number)]
+    if not apart:
+        return ""
+    first = min(apart)
+    told = [repr(own[first]) if first in own else "no token" for own in names]
+    return f"; the first id that differs is {first}, the teacher's {told[0]} and the student's {told[1]}"
 
 
 def same_order(recipe: Recipe, role: str, model: Model, classes: Sequence[str]) -> None:

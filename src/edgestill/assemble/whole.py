@@ -53,6 +53,7 @@ from edgestill.recipe import EMULATED, IMAGES, Recipe
 from edgestill.students.classifier import classifier_model
 from edgestill.tasks.images import ImageSamples, statistics
 from edgestill.tasks.sequences import Sequences
+from edgestill.tasks.tokens import Blocks
 from edgestill.train import Track
 
 
@@ -154,6 +155,7 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
             takes_length(role, model)
         vocabulary = shared_vocabulary(teacher, student)
         splits = splits or block_splits(recipe, loaded, teacher.input, vocabulary)
+        _check_fit(recipe, splits)
         return _Parts(splits, teacher, student, None, BITS_PER_BYTE)
     terms = [*recipe.distill.terms, *(term for phase in recipe.phases for term in phase.terms or ())]
     if terms and not alike(teacher.input, student.input):
@@ -163,6 +165,7 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
         )
     made = embedding_splits if kind == "embedding" else sequence_splits
     splits = splits or made(recipe, loaded)
+    _check_fit(recipe, splits)
     for role, model in ((TEACHER, teacher), (STUDENT, student)):
         if kind == "embedding":
             check_embeds(role, model)
@@ -184,6 +187,17 @@ def _refuse_long(recipe: Recipe, role: str, model: Model, splits: Splits) -> Non
                 f"data: {cut} texts of {samples.source} have more tokens than the {model.input.length} that the {role} "
                 "takes; raise data.length, or set data.too_long to cut"
             )
+
+
+def _check_fit(recipe: Recipe, splits: Splits) -> None:
+    """UserError for a teacher that is to be fitted with more samples a step than have a label."""
+    fit, labelled = recipe.teacher.fit, int((splits.fit.labels >= 0).sum())
+    if fit is not None and recipe.teacher.weights is None and fit.batch_size > labelled:
+        what = "blocks" if isinstance(splits.fit, Blocks) else "labelled samples"
+        raise UserError(
+            f"teacher.fit.batch_size: the training split has {labelled} {what}, less than a batch of {fit.batch_size}: "
+            "lower it, or give more data"
+        )
 
 
 def _device(name: str) -> torch.device:

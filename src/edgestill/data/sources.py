@@ -72,8 +72,8 @@ def load_splits(
         }
     for split, part in read.items():
         if not len(part.images):
-            none = f"none of its {len(part.skipped)} can be decoded" if part.skipped else "has none"
-            raise UserError(f"the {split} split needs images; {part.source}{': ' if part.skipped else ' '}{none}")
+            none = f": none of its {len(part.skipped)} can be decoded" if part.skipped else " has none"
+            raise UserError(f"the {split} split needs images; {part.source}{none}: put some in, or name other files")
     classes, labels = agree_on_classes(read)
     pixels, fingerprints = _pixels(read, labels, size=size, workers=threads, cache=folder, spare=spare, track=track)
     return {

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from edgestill.data.classes import some
 from edgestill.data.views import uniform
-from edgestill.errors import UserError
+from edgestill.errors import UserError, closest
 
 Indices = npt.NDArray[np.int64]
 
@@ -117,7 +117,8 @@ def _ranks_within_class(samples: Samples, seed: int, stream: int) -> tuple[Indic
 
 
 def check_apart(splits: Mapping[str, Samples]) -> None:
-    """UserError where a split is measured on that is the training split over again, or that has a class of its own."""
+    """UserError where a split is measured on that is the training split over again, or that has a class of which no
+    training sample is labelled, where others are."""
     train = splits["train"]
     known = np.bincount(train.labels[train.labels >= 0], minlength=len(train.classes)) > 0
     for first, second in (("train", "test"), ("train", "validation"), ("validation", "test")):
@@ -129,10 +130,12 @@ def check_apart(splits: Mapping[str, Samples]) -> None:
     for name, samples in splits.items():
         present = np.unique(samples.labels[samples.labels >= 0])
         lacking = [samples.classes[label] for label in present if not known[label]]
-        if lacking and (train.labels >= 0).all():  # samples without a label may be of any class
+        if lacking and known.any():
+            seen = [other for other, labelled in zip(train.classes, known, strict=True) if labelled]
+            meant = "" if lacking[0].isdigit() else closest(lacking[0], seen)
             raise UserError(
-                f"data: the {name} split ({samples.source}) has samples of the class {some(lacking)}, and the training "
-                f"split has none: add some to {train.source}, or leave these out"
+                f"data: the {name} split ({samples.source}) has samples of the class {some(lacking)}, and none is "
+                f"labelled so in the training split: label some in {train.source}, or leave these out{meant}"
             )
 
 

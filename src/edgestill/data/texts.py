@@ -150,7 +150,7 @@ def load_rows(spec: str, cache: str | Path | None = None) -> list[dict[str, Any]
     Raises UserError where there are none."""
     table, _ = _table(resolve(spec, Path.cwd()), "test", spec, {}, cache_folder(cache))
     if not table or not len(next(iter(table.values()))):
-        raise UserError(f"{spec} has no rows")
+        raise UserError(f"{spec} has no rows: put some in, or name other files")
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     _refuse_halves(["".join(value for value in row.values() if isinstance(value, str)) for row in rows], spec)
     return rows
@@ -185,7 +185,7 @@ def _read(spec: object, split: str, columns: dict[str, str | int], label: str, c
     source = str(spec) if isinstance(spec, str | Path) else f"the {split} split"
     table, names = _table(spec, split, source, columns, cache)
     if not table or not len(next(iter(table.values()))):
-        raise UserError(f"the {split} split needs texts; {source} has none")
+        raise UserError(f"the {split} split needs texts; {source} has none: put some in, or name other files")
     if label == "messages":
         texts, pairs, column = _conversations(table, columns, source), None, None
     else:

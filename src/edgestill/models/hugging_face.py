@@ -1,9 +1,11 @@
 """Models from Hugging Face folders and ids."""
 
 import pickle
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -11,6 +13,9 @@ from torch import nn
 
 from edgestill.errors import UserError, first_line
 from edgestill.models.model import ImageInput
+from edgestill.paths import exists
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def transformers() -> Any:
@@ -39,7 +44,17 @@ def _explained(name: str, what: str) -> Iterator[None]:
         raise UserError(f"{name} holds no readable weights file: {first_line(error)}; copy it anew") from error
     except Exception as error:
         _refuse_remote_code(name, error)
-        raise UserError(f"no Hugging Face {what} {name!r}: {first_line(error)}") from error
+        raise UserError(f"no Hugging Face {what} {name!r}: {_reason(name, error)}") from error
+
+
+def _reason(name: str, error: Exception) -> str:
+    """Why nothing was loaded: where `name` is no folder that is there, that first."""
+    if exists(Path(name)):
+        return first_line(error)
+    remedy = "give one that holds a saved model, or an id of the Hub, as OWNER/NAME"
+    if _HUB_ID.fullmatch(name) is None:
+        return f"there is no such folder; {remedy}"
+    return f"{first_line(error).rstrip('.')}; there is no folder of that name either; {remedy}"
 
 
 def text_model(
@@ -62,11 +77,24 @@ def text_model(
                 kind, more = library.AutoModelForSequenceClassification, _labels(config, head, classes)
             given = options | {"dtype": dtype, "output_loading_info": True}
             module, loaded = kind.from_pretrained(name, trust_remote_code=trust, **more, **given)
-        with _explained(name, "tokenizer beside the model"):
-            tokenizer = library.AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+        tokenizer = _tokenizer(library, name, trust)
     finally:
         library.utils.logging.set_verbosity(verbosity)
     return module, tokenizer, tuple(sorted({*loaded["missing_keys"]} & {*dict(module.named_parameters())}))
+
+
+def _tokenizer(library: Any, name: str, trust: bool) -> Any:
+    """The tokenizer beside a model. Without its files some families get one that knows no word, others an error."""
+    before, remedy = f"no Hugging Face tokenizer beside the model {name!r}", "save the model's own there"
+    try:
+        tokenizer = library.AutoTokenizer.from_pretrained(name, trust_remote_code=trust)
+    except Exception as error:
+        _refuse_remote_code(name, error)
+        why = first_line(error).removesuffix(" from one of: ")  # a list of what was tried follows
+        raise UserError(f"{before}: {why}; {remedy}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UserError(f"{before}: it knows no token but the special ones; {remedy}")
+    return tokenizer
 
 
 def _labels(config: Any, head: str, classes: Sequence[str]) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def load_text_model(
         trust_remote_code: whether an `hf:` model may run the code that it brings along.
         precision: what it computes in: a student and whatever is trained in float32, a teacher perhaps in less.
 
-    Raises UserError for a model without a tokenizer, or with one that has more ids than the model has embeddings.
+    Raises UserError for a model without a tokenizer, or with one that has more ids than the model has embeddings, and
+    for a length that leaves no room for text.
     """
     options, fresh = dict(options or {}), tuple[str, ...]()
     outputs = {"number": 1, "embedding": None}.get(head, len(classes))
@@ -84,6 +85,7 @@ def load_text_model(
         refuse_nonfinite(module, module.state_dict(), spec)
     lower(module, precision, spec)
     expected = text_input(module, tokenizer, spec, usual, pairs, length)
+    _refuse_short(expected, spec, head, pairs)
     if head == "embedding":
         embed(module, pooling or "mean")
         fresh = ()  # a pooler that nothing asks
@@ -126,6 +128,22 @@ def text_input(module: nn.Module, tokenizer: Any, spec: str, usual: int, pairs: 
     if INPUTS[0] not in names:
         raise UserError(f"{spec}: its forward needs to take `input_ids`, and `attention_mask` where texts are padded")
     return TextInput(tokenizer, length or min(usual, most), names, _fingerprint(tokenizer))
+
+
+def _refuse_short(expected: TextInput, spec: str, head: Head, pairs: bool) -> None:
+    """UserError for a length that leaves no room for text, or none for a token behind another."""
+    if head == "tokens":
+        if expected.length < 2:
+            raise UserError(
+                f"data.length: a language model needs blocks of at least 2 tokens; {expected.length} came: raise it"
+            )
+        return
+    special, texts = int(expected.tokenizer.num_special_tokens_to_add(pair=pairs)), 1 + pairs
+    if expected.length < special + texts:
+        raise UserError(
+            f"data.length: {spec} adds {special} special tokens to a sample, so that at least {special + texts} are "
+            f"needed; {expected.length} came: raise it"
+        )
 
 
 def _from_function(spec: str, options: dict[str, Any], outputs: int | None, tokenizer: Any) -> tuple[nn.Module, Any]:

@@ -39,7 +39,9 @@ Column = Literal["text", "text_pair", "label", "messages", "prompt", "response"]
 class Data(Section):
     source: str | None = Field(None, description="A folder, Hub id or file.py:function that has the splits.")
     train: str | None = Field(
-        None, description="Training split: parquet files, an image folder, a Hub id, file.py:function."
+        None,
+        description="Training split: parquet files, an image folder or list, files of texts (jsonl, json, csv, tsv or "
+        "plain text), a Hub id, file.py:function.",
     )
     test: str | None = Field(None, description="Test split; read once a seed, by the final model.")
     validation: Annotated[float | str, BeforeValidator(share_or_split)] = Field(
@@ -56,7 +58,9 @@ class Data(Section):
     )
     label: Literal["class", "number"] = Field("class", description="What the labels of texts are.")
     length: Count | None = Field(
-        None, description="Most tokens of a text, or of a block of text; by default what the model takes, at most 512."
+        None,
+        description="Most tokens of a text, or of a block of a language model's; by default what the model takes, at "
+        "most 512, of a language model 256.",
     )
     too_long: Literal["cut", "refuse"] = Field("cut", description="What happens to a text of more tokens.")
     licence: str | None = Field(None, description="The data's licence, for the student's model card.")

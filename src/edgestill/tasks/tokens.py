@@ -25,7 +25,8 @@ class Blocks:
         sizes_in_bytes: int64 beside the ids: the bytes of UTF-8 that each token stands for.
         learned: which tokens are learned, beside the ids; None for all.
         vocabulary: ids that teacher and student share: the logits behind them are left out.
-        cut: how many texts were longer than a block and lost their end.
+        longer: of which blocks the text was longer and lost its end; None for none.
+        unanswered: how many texts have no block, for nothing of them is left to learn.
     """
 
     ids: NDArray[np.int32]
@@ -36,7 +37,8 @@ class Blocks:
     source: str
     learned: NDArray[np.bool_] | None = None
     vocabulary: int | None = None
-    cut: int = 0
+    longer: NDArray[np.bool_] | None = None
+    unanswered: int = 0
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -57,11 +59,18 @@ class Blocks:
         return found
 
     @property
+    def cut(self) -> int:
+        """How many of the blocks lost their text's end."""
+        return 0 if self.longer is None else int(self.longer.sum())
+
+    @property
     def asked(self) -> "Blocks":
         return self
 
     def at(self, rows: NDArray[np.int64], fingerprint: str) -> "Blocks":
-        return replace(self, starts=self.starts[rows], ends=self.ends[rows], fingerprint=fingerprint)
+        longer = None if self.longer is None else self.longer[rows]
+        starts, ends = self.starts[rows], self.ends[rows]
+        return replace(self, starts=starts, ends=ends, longer=longer, unanswered=0, fingerprint=fingerprint)
 
     def batch(
         self,
@@ -116,21 +125,21 @@ def packed(texts: Texts, expected: TextInput) -> Blocks:
 
 def conversations(texts: Texts, expected: TextInput) -> Blocks:
     """A block for each conversation, of which the assistant's answers are learned; cut to the model's length. One whose
-    answers all lie behind that is left out."""
-    rows, sizes, longer = [], [], 0
+    answers all lie behind that is left out, and counted as unanswered."""
+    rows, sizes, longer = [], [], []
     for text in texts.texts:
         ids, in_bytes = expected.conversation(json.loads(text))
-        longer += len(ids) > expected.length + 1
         if any(size >= 0 for size in in_bytes[1 : expected.length + 1]):
             rows.append(np.asarray(ids[: expected.length + 1], np.int32))
             sizes.append(np.asarray(in_bytes[: expected.length + 1], np.int64))
+            longer.append(len(ids) > expected.length + 1)
     ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
     ids_of_all = np.concatenate(rows) if rows else np.zeros(0, np.int32)
     in_bytes_of_all = np.concatenate(sizes) if sizes else np.zeros(0, np.int64)
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if rows else ends
     return Blocks(
         ids_of_all, starts, ends, np.maximum(in_bytes_of_all, 0), texts.fingerprint, texts.source,
-        learned=in_bytes_of_all >= 0, cut=longer,
+        learned=in_bytes_of_all >= 0, longer=np.asarray(longer, bool), unanswered=len(texts) - len(rows),
     )  # fmt: skip
 
 

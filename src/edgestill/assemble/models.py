@@ -27,6 +27,7 @@ from edgestill.recipe import Student as StudentSection
 from edgestill.recipe import Teacher as TeacherSection
 from edgestill.students.depth import blocks_of, kept_blocks, shallower
 from edgestill.students.lora import Lora, adapted, peft, targets_of
+from edgestill.students.vocabulary import Vocabulary, select_vocabulary
 
 _log = logging.getLogger("edgestill")
 PADDING_ERROR = 1e-2
@@ -184,16 +185,29 @@ def head(recipe: Recipe) -> Head:
     return "number" if recipe.data.label == "number" else "classes"
 
 
-def from_teacher(section: FromTeacher, teacher: Model, weights: bool = True) -> Model:
-    """The student of some of the teacher's blocks."""
+def from_teacher(
+    section: FromTeacher, teacher: Model, weights: bool = True, vocabulary: Vocabulary | None = None
+) -> Model:
+    """The student of some of the teacher's blocks, and of a vocabulary that is smaller than its teacher's."""
     probe = example(teacher.input, 2)
     module = teacher.module.to("cpu")
-    kept = kept_blocks(len(blocks_of(module, probe)), section.depth, section.keep)
+    kept = kept_blocks(len(blocks_of(module, probe)), section.depth or 1.0, section.keep)
     student = shallower(module, probe, kept, weights=weights)
     if (embedding := embedding_of(module)) is not None:
         embed(student, embedding.pooling)
     spec = f"{teacher.spec}, blocks {', '.join(map(str, kept))}"
-    return replace(teacher, module=student, spec=spec, options={}, fresh=())
+    made = replace(teacher, module=student, spec=spec, options={}, fresh=())
+    return made if vocabulary is None else with_vocabulary(made, vocabulary)
+
+
+def with_vocabulary(model: Model, vocabulary: Vocabulary) -> Model:
+    """A model, its module changed in place, that has some of its tokens alone."""
+    assert isinstance(model.input, TextInput)
+    count, of = len(vocabulary.kept), len(model.input.tokenizer)
+    select_vocabulary(model.module, vocabulary.kept)
+    return replace(
+        model, spec=f"{model.spec}, {count:,} of {of:,} tokens", input=model.input.with_tokenizer(vocabulary.tokenizer)
+    )
 
 
 def lora_of(section: StudentSection, student: Model) -> Lora | None:

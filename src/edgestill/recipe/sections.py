@@ -140,11 +140,16 @@ class FromTeacher(Section):
     keep: Literal["spread", "first", "last"] | list[NonNegativeInt] = Field(
         "spread", description="Which blocks: evenly spread with the first and the last, the first, the last, or a list."
     )
+    vocabulary: Literal["all", "data"] = Field(
+        "all", description="Which tokens: all, or those that the training texts use, with a tokenizer of these."
+    )
 
     @model_validator(mode="after")
     def _which(self) -> "FromTeacher":
-        if isinstance(self.keep, list) == (self.depth is not None):
+        if isinstance(self.keep, list) and self.depth is not None:
             raise ValueError("needs `depth`, or a list of blocks in `keep`, and not both")
+        if self.depth is None and not isinstance(self.keep, list) and self.vocabulary == "all":
+            raise ValueError("needs `depth`, a list of blocks in `keep`, or `vocabulary: data`")
         if isinstance(self.keep, list) and self.keep != sorted({*self.keep}):
             raise ValueError(f"keep: needs blocks in rising order, each once; {self.keep} came")
         return self
@@ -167,7 +172,9 @@ class Student(Section):
     model: str | None = Field(
         None, description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder."
     )
-    from_teacher: FromTeacher | None = Field(None, description="In place of a model: some of the teacher's blocks.")
+    from_teacher: FromTeacher | None = Field(
+        None, description="In place of a model: some of the teacher's blocks, or of its tokens."
+    )
     weights: str | None = Field(None, description="Weights that every arm starts from; random ones by default.")
     lora: Lora | None = Field(
         None, description="Train adapters beside the student's linear layers alone; they are merged behind it."

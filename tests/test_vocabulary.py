@@ -82,6 +82,9 @@ def test_a_model_with_some_of_its_rows_answers_as_the_whole_one(family: str, tmp
     student = getattr(small_vocabularies, family)()[0].eval()
     vocabulary = smaller(tokenizer, module)
     select_vocabulary(student, vocabulary.kept)
+    tables = [(made.get_input_embeddings(), made.get_output_embeddings()) for made in (module, student)]
+    shared = [head is not None and head.weight is table.weight for table, head in tables]
+    assert shared[0] == shared[1] == (family in ("gpt2", "llama_tied"))
     student.save_pretrained(tmp_path)
     vocabulary.tokenizer.save_pretrained(tmp_path)
     kind = AutoModelForCausalLM if family in small_vocabularies.GENERATORS else AutoModelForSequenceClassification
@@ -142,6 +145,21 @@ def test_a_character_that_is_no_piece_keeps_the_tokens_that_hold_it() -> None:
     plain = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     vocabulary = smaller_vocabulary(PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]"), [])
     assert {*vocabulary.tokenizer.get_vocab()} == {*vocab} - {"ab", "##ab"}
+
+
+def test_unknown_characters_and_spaces_stay_what_they_are_where_no_text_holds_them() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [("ab", -1.0), ("a", -3.0), ("<unk>", 0.0), ("b", -4.0)]
+    whole = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram(pieces, unk_id=2)), unk_token="<unk>")
+    own = smaller_vocabulary(whole, []).tokenizer
+    assert own.get_vocab() == {"a": 0, "<unk>": 1, "b": 2}
+    assert own("abxb")["input_ids"] == [0, 2, 1, 2]
+    fallback = small_vocabularies.fallback()
+    own = smaller_vocabulary(fallback, []).tokenizer
+    assert len(own) == 256 + 4  # bytes, special tokens, the space
+    assert own.decode(own("a film é")["input_ids"]) == fallback.decode(fallback("a film é")["input_ids"]) == "a film é"
 
 
 def test_what_has_no_smaller_pieces_or_other_rows_is_refused(tmp_path: Path) -> None:

@@ -56,12 +56,10 @@ def smaller_vocabulary(tokenizer: Any, used: Iterable[int], named: Iterable[int]
             f"pieces; {type(tokenizer).__name__} of {kind or 'another kind'} came: keep all"
         )
     vocab = _vocab(state["model"])
-    numbers = {*vocab.values(), *(token["id"] for token in state["added_tokens"])}
-    kept = {int(number) for number in (*used, *named)} & numbers
-    kept |= {token["id"] for token in state["added_tokens"]}
+    names, added = {number: token for token, number in vocab.items()}, {token["id"] for token in state["added_tokens"]}
+    kept = {int(number) for number in (*used, *named)} & (names.keys() | added)
     _renumbered(state["post_processor"], lambda number: kept.add(number) or number)  # type: ignore[func-returns-value]
-    names = {number: token for token, number in vocab.items()}
-    kept |= {vocab[token] for token in _pieces(state["model"], vocab, {names[one] for one in kept if one in names})}
+    kept |= {vocab[token] for token in _pieces(state["model"], vocab, {names[one] for one in kept - added})} | added
     places = {old: place for place, old in enumerate(sorted(kept))}
     return Vocabulary(np.array(sorted(kept), np.int64), _rewritten(tokenizer, places))
 

@@ -70,9 +70,10 @@ REFUSED = {
     # features that are not built yet
     "student={}": "student: needs `model` or `from_teacher`, and not both",
     "student.from_teacher={depth: 0.5}": "student: needs `model` or `from_teacher`, and not both",
-    "student={from_teacher: {}}": "student.from_teacher: needs `depth`, or a list of blocks in `keep`, and not both",
+    "student={from_teacher: {}}": "student.from_teacher: needs `depth`, a list of blocks in `keep`, `width`",
+    "student={from_teacher: {depth: 2, keep: [1]}}": "student.from_teacher: needs `depth`, or a list of blocks in",
     "student={from_teacher: {keep: [3, 1]}}": "student.from_teacher: keep: needs blocks in rising order",
-    "student={from_teacher: {depth: 0.5}}": "student.from_teacher: is for text models; the task is image-class",
+    "student={from_teacher: {vocabulary: data}}": "student.from_teacher.vocabulary: is for text models; the task is",
     "data={source: a, columns: {text: b}}": "data.columns: is for texts",
     "student.search={depth: [0.5]}": "unknown key 'search' in student",
     "capture.codec=topk": "capture.codec: ",

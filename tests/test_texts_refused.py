@@ -77,7 +77,7 @@ def test_bits_per_byte_may_be_more_than_one(tmp_path: Path, capsys: pytest.Captu
     assert load_recipe(written(tmp_path, TOKENS), ["budget.quality=1.8"]).budget.quality == 1.8
     with pytest.raises(UserError, match=r"budget.quality: .*less than or equal to 1; 1.8 came"):
         load_recipe(written(tmp_path, CLASSES), ["budget.quality=1.8"])
-    with pytest.raises(UserError, match=r"teacher\.classes: a student of the teacher's blocks"):
+    with pytest.raises(UserError, match=r"teacher\.classes: a student of the teacher's parts"):
         load_recipe(written(tmp_path, CLASSES), ["teacher={model: 'hf:a', classes: [1, 0]}"])
 
 

@@ -26,6 +26,7 @@ from edgestill.schedule import Phase, Schedule, Settings
 from edgestill.store import Store
 from edgestill.students.classifier import Joint, classifier_model
 from edgestill.students.lora import Lora
+from edgestill.students.vocabulary import Vocabulary
 from edgestill.tasks.samples import Batch
 from edgestill.tasks.sequences import Sequences
 from edgestill.terms import Mapped, bound
@@ -62,6 +63,8 @@ class Job:
     skills: tuple[Skill, ...] = ()
     store: Store | None = None
     """Where the teacher's signals are read from, in place of asking it."""
+    vocabulary: Vocabulary | None = None
+    """The student's, where it is smaller than the teacher's; a language model's teacher has it already."""
 
     def student(self, seed: int, arm: str = STUDENT) -> Model:
         """The student with the initial weights of a seed, the same in every arm; on its teacher's classifier where the
@@ -69,7 +72,13 @@ class Job:
         torch.manual_seed(seed)
         section, classes = self.recipe.student, self.splits.train.classes
         if section.from_teacher is not None:
-            return from_teacher(section.from_teacher, self.teacher, self.splits.train, weights=arm != SCRATCH)
+            return from_teacher(
+                section.from_teacher,
+                self.teacher,
+                self.splits.train,
+                weights=arm != SCRATCH,
+                vocabulary=self.vocabulary,
+            )
         if self.default_input is None:
             assert isinstance(self.teacher.input, TextInput)
             return text_model(self.recipe, section, classes, self._paired, self.teacher.input)

@@ -24,6 +24,7 @@ from edgestill.recipe import Recipe
 from edgestill.recipe import Student as StudentSection
 from edgestill.recipe import Teacher as TeacherSection
 from edgestill.students.lora import Lora, adapted, peft, targets_of
+from edgestill.students.vocabulary import Vocabulary, select_vocabulary
 
 _log = logging.getLogger("edgestill")
 PADDING_ERROR = 1e-2
@@ -179,6 +180,16 @@ def head(recipe: Recipe) -> Head:
     if recipe.task == "sentence-embedding":
         return "embedding"
     return "number" if recipe.data.label == "number" else "classes"
+
+
+def with_vocabulary(model: Model, vocabulary: Vocabulary) -> Model:
+    """A model, its module changed in place, that has some of its tokens alone."""
+    assert isinstance(model.input, TextInput)
+    count, of = len(vocabulary.kept), len(model.input.tokenizer)
+    select_vocabulary(model.module, vocabulary.kept)
+    return replace(
+        model, spec=f"{model.spec}, {count:,} of {of:,} tokens", input=model.input.with_tokenizer(vocabulary.tokenizer)
+    )
 
 
 def lora_of(section: StudentSection, student: Model) -> Lora | None:

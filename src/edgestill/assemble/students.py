@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgestill.assemble.models import with_vocabulary
 from edgestill.data.images import spaced
 from edgestill.losses import cross_entropy, regression
 from edgestill.models import Model, TextInput, embed, embedding_of, example, forward, load_model
@@ -27,6 +28,7 @@ from edgestill.students.depth import (
 from edgestill.students.importance import Importance
 from edgestill.students.narrower import Sizes, Width, channels_to_cut, estimate_batch_norms, refuse_wrong
 from edgestill.students.plain import configured, differences, from_timm, source
+from edgestill.students.vocabulary import Vocabulary
 from edgestill.tasks.samples import Samples
 
 SOFTENED = 4.0
@@ -37,13 +39,21 @@ CPU = torch.device("cpu")
 Losses = Callable[[nn.Module], Iterator[Tensor]]
 
 
-def from_teacher(section: FromTeacher, teacher: Model, samples: Samples | None, *, weights: bool = True) -> Model:
+def from_teacher(
+    section: FromTeacher,
+    teacher: Model,
+    samples: Samples | None,
+    *,
+    weights: bool = True,
+    vocabulary: Vocabulary | None = None,
+) -> Model:
     """The student that a section describes, on the CPU in float32: a plain model, with the teacher's weights or with
     random ones.
 
     Args:
         samples: the training split, by which channels and blocks are told apart; without it what comes has the
             student's sizes alone, as for a teacher that is yet to be fitted.
+        vocabulary: of the student, where it is smaller than the teacher's.
     """
     teacher.module.to("cpu")
     probe = example(teacher.input, 2)
@@ -56,7 +66,7 @@ def from_teacher(section: FromTeacher, teacher: Model, samples: Samples | None, 
     with torch.random.fork_rng(devices=[], enabled=weights):  # what is built and filled leaves the seed as it was
         student = build(section, teacher, probe, losses, samples is not None, weights)
     student.module.requires_grad_(True)  # a teacher that has been asked is frozen
-    return student
+    return student if vocabulary is None else with_vocabulary(student, vocabulary)
 
 
 def _losses(teacher: Model, samples: Samples | None, temperature: float = 1.0) -> Losses:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,14 +32,17 @@ from edgestill.assemble.models import (
     takes_length,
     text_model,
     trained,
+    with_vocabulary,
 )
 from edgestill.assemble.skills import skills_of
 from edgestill.assemble.stores import check_store, open_store
 from edgestill.assemble.students import from_teacher
 from edgestill.assemble.terms import check_losses, examples_of, terms_of
+from edgestill.assemble.vocabulary import vocabulary_of
 from edgestill.bench import remote
 from edgestill.bench.aarch64_root import find_root
 from edgestill.data.sources import resolve
+from edgestill.data.texts import Texts
 from edgestill.errors import UserError, first_line
 from edgestill.evaluate.classification import ACCURACY, CORRELATION
 from edgestill.evaluate.embeddings import RANK_CORRELATION
@@ -51,6 +55,7 @@ from edgestill.paths import exists
 from edgestill.processes import ALONE, Processes
 from edgestill.recipe import EMULATED, IMAGES, Recipe
 from edgestill.students.classifier import classifier_model
+from edgestill.students.vocabulary import Vocabulary
 from edgestill.tasks.images import ImageSamples, statistics
 from edgestill.tasks.sequences import Sequences
 from edgestill.tasks.tokens import Blocks
@@ -78,8 +83,6 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
         raise UserError("teacher: needs `weights` (a file) or `fit` (how to fit it first); neither came")
     parts = _of_images(recipe, track, splits) if recipe.task in IMAGES else _of_texts(recipe, splits)
     teacher, student = parts.teacher, parts.student
-    if recipe.student.from_teacher is not None and recipe.task not in IMAGES and trained(recipe.teacher):
-        student = from_teacher(recipe.student.from_teacher, teacher, parts.splits.train)
     joint = None
     if recipe.student.classifier == "teacher":
         student, joint = classifier_model(student, teacher)
@@ -90,7 +93,7 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     examples = examples_of(terms, student, teacher, probes)
     job = Job(
         recipe, parts.splits, teacher, parts.default, parts.metric, terms, maps, phase_terms, examples, device, joint,
-        processes, lora, skills_of(recipe, teacher, student), open_store(recipe),
+        processes, lora, skills_of(recipe, teacher, student), open_store(recipe), parts.vocabulary,
     )  # fmt: skip
     check_store(job, unfitted=recipe.teacher.fit is not None and recipe.teacher.weights is None)
     in_pieces = recipe.train.accumulate * processes.count > 1
@@ -111,6 +114,7 @@ class _Parts:
     student: Model
     default: ImageInput | None
     metric: Metric
+    vocabulary: Vocabulary | None = None
 
 
 def _of_images(recipe: Recipe, track: Track, splits: Splits | None) -> _Parts:
@@ -143,28 +147,30 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
     teacher = selected(recipe.teacher, text_model(recipe, recipe.teacher, classes, paired), classes)
     assert isinstance(teacher.input, TextInput)
     check_precision(recipe, teacher)
-    if recipe.student.from_teacher is not None:
-        student = from_teacher(recipe.student.from_teacher, teacher, None)  # its sizes; its parts when data is read
-    else:
-        student = text_model(recipe, recipe.student, classes, paired, teacher.input)
+    if splits is None and kind != "tokens":
+        splits = (embedding_splits if kind == "embedding" else sequence_splits)(recipe, loaded)
+    teacher, student, vocabulary = _student_of(recipe, teacher, classes, paired, splits, loaded)
+    assert isinstance(teacher.input, TextInput)
     assert isinstance(student.input, TextInput)
     if student.input.fingerprint == teacher.input.fingerprint:  # what both take
         teacher.input = replace(teacher.input, length=student.input.length)
     if kind == "tokens":
         for role, model in ((TEACHER, teacher), (STUDENT, student)):
             takes_length(role, model)
-        vocabulary = shared_vocabulary(teacher, student)
-        splits = splits or block_splits(recipe, loaded, teacher.input, vocabulary)
+        shared = shared_vocabulary(teacher, student)
+        splits = splits or block_splits(recipe, loaded, teacher.input, shared)
         _check_fit(recipe, splits)
+        if recipe.student.from_teacher is not None and trained(recipe.teacher):  # told apart on its own blocks
+            student = from_teacher(recipe.student.from_teacher, teacher, splits.train)
         return _Parts(splits, teacher, student, None, BITS_PER_BYTE)
+    assert splits is not None
+    assert isinstance(student.input, TextInput)
     terms = [*recipe.distill.terms, *(term for phase in recipe.phases for term in phase.terms or ())]
-    if terms and not alike(teacher.input, student.input):
+    if terms and vocabulary is None and not alike(teacher.input, student.input):  # else on training texts they are
         raise UserError(
             "distill.terms: teacher and student split texts into other tokens, which terms cannot pair: leave them "
             "out, or take a student with the teacher's tokenizer"
         )
-    made = embedding_splits if kind == "embedding" else sequence_splits
-    splits = splits or made(recipe, loaded)
     _check_fit(recipe, splits)
     for role, model in ((TEACHER, teacher), (STUDENT, student)):
         if kind == "embedding":
@@ -173,7 +179,31 @@ def _of_texts(recipe: Recipe, splits: Splits | None) -> _Parts:
             check_outputs(role, model, classes)
             same_order(recipe, role, model, classes)
         _refuse_long(recipe, role, model, splits)
-    return _Parts(splits, teacher, student, None, METRICS[kind])
+    return _Parts(splits, teacher, student, None, METRICS[kind], vocabulary)
+
+
+def _student_of(
+    recipe: Recipe,
+    teacher: Model,
+    classes: Sequence[str],
+    paired: bool,
+    splits: Splits | None,
+    loaded: dict[str, Texts],
+) -> tuple[Model, Model, Vocabulary | None]:
+    """Teacher, student, and the vocabulary that is the student's alone. Where answers are tokens, teacher and student
+    have the smaller one both: what the teacher says of a token is said of these."""
+    section, vocabulary = recipe.student.from_teacher, None
+    if section is None:
+        assert isinstance(teacher.input, TextInput)
+        return teacher, text_model(recipe, recipe.student, classes, paired, teacher.input), None
+    if section.vocabulary == "data":
+        learned = None if splits is None else splits.fit.asked  # blocks are of texts that are not held out yet
+        texts = learned.texts if isinstance(learned, Sequences) else loaded["train"]
+        vocabulary = vocabulary_of(recipe, teacher, texts)
+        if head(recipe) == "tokens":
+            teacher, vocabulary = with_vocabulary(teacher, vocabulary), None
+    samples = splits.train if splits is not None and trained(recipe.teacher) else None
+    return teacher, from_teacher(section, teacher, samples, vocabulary=vocabulary), vocabulary
 
 
 def _refuse_long(recipe: Recipe, role: str, model: Model, splits: Splits) -> None:

@@ -1,7 +1,9 @@
 """What a text model expects, and texts as it takes them. N samples, T tokens."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,10 @@ class TextInput:
     @property
     def padding(self) -> int:
         return int(self.tokenizer.pad_token_id)
+
+    def with_tokenizer(self, tokenizer: Any) -> "TextInput":
+        """The same of another tokenizer."""
+        return replace(self, tokenizer=tokenizer, fingerprint=fingerprint_of(tokenizer))
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Encoded:
         """Texts, or pairs of them, as the model takes them: with its special tokens, cut to `length`."""
@@ -154,3 +160,13 @@ class TextInput:
             ids.append(np.asarray(row, np.int32))
             sizes.append(np.diff(before[np.maximum.accumulate(ends)], prepend=0) if len(ends) else ends)
         return ids, sizes
+
+
+def fingerprint_of(tokenizer: Any) -> str:
+    """Equal of two tokenizers that split texts alike."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # how the last call cut and padded is no part of it
+        text = json.dumps(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
+    else:
+        text = repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.blake2b(f"{text}{tokenizer.special_tokens_map}".encode(), digest_size=16).hexdigest()

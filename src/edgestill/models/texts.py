@@ -1,6 +1,5 @@
 """Text models: from a Hugging Face folder or id, or from a function; each with its tokenizer. N samples, T tokens."""
 
-import hashlib
 import inspect
 import json
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from edgestill.models.model import Model
 from edgestill.models.precision import Precision, lower
 from edgestill.models.saving import STUDENT_FILE
 from edgestill.models.sentence_transformers import written_layout
-from edgestill.models.text_input import INPUTS, TextInput
+from edgestill.models.text_input import INPUTS, TextInput, fingerprint_of
 from edgestill.models.weights import load_weights, refuse_nonfinite
 from edgestill.paths import exists
 
@@ -127,7 +126,7 @@ def text_input(module: nn.Module, tokenizer: Any, spec: str, usual: int, pairs: 
     names = tuple(name for name in INPUTS if name in taken and (name != "token_type_ids" or pairs))
     if INPUTS[0] not in names:
         raise UserError(f"{spec}: its forward needs to take `input_ids`, and `attention_mask` where texts are padded")
-    return TextInput(tokenizer, length or min(usual, most), names, _fingerprint(tokenizer))
+    return TextInput(tokenizer, length or min(usual, most), names, fingerprint_of(tokenizer))
 
 
 def _refuse_short(expected: TextInput, spec: str, head: Head, pairs: bool) -> None:
@@ -160,12 +159,3 @@ def _embeddings(module: nn.Module) -> int | None:
     find = getattr(module, "get_input_embeddings", None)
     table = find() if find is not None else None
     return table.num_embeddings if isinstance(table, nn.Embedding) else None
-
-
-def _fingerprint(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # how the last call cut and padded is no part of it
-        text = json.dumps(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
-    else:
-        text = repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.blake2b(f"{text}{tokenizer.special_tokens_map}".encode(), digest_size=16).hexdigest()

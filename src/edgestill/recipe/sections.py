@@ -163,14 +163,17 @@ class FromTeacher(Section):
         description="Which heads and channels: by their weights alone, by weights and what they are given, or by what "
         "the loss changes by without them; of 512 training samples.",
     )
+    vocabulary: Literal["all", "data"] = Field(
+        "all", description="Which tokens: all, or those that the training texts use, with a tokenizer of these."
+    )
 
     @model_validator(mode="after")
     def _which(self) -> "FromTeacher":
         listed = isinstance(self.keep, list)
         if listed and self.depth is not None:
             raise ValueError("needs `depth`, or a list of blocks in `keep`, and not both")
-        if not listed and self.depth is None and self.width is None:
-            raise ValueError("needs `depth`, a list of blocks in `keep`, or `width`")
+        if not listed and self.depth is None and self.width is None and self.vocabulary == "all":
+            raise ValueError("needs `depth`, a list of blocks in `keep`, `width`, or `vocabulary: data`")
         if self.keep == "important" and self.depth is None:
             raise ValueError("keep: important needs `depth`, how many blocks")
         if isinstance(self.keep, list) and self.keep != sorted({*self.keep}):
@@ -195,7 +198,9 @@ class Student(Section):
     model: str | None = Field(
         None, description="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a saved student folder."
     )
-    from_teacher: FromTeacher | None = Field(None, description="In place of a model: some of the teacher's blocks.")
+    from_teacher: FromTeacher | None = Field(
+        None, description="In place of a model: some of the teacher's blocks, channels and heads, or tokens."
+    )
     weights: str | None = Field(None, description="Weights that every arm starts from; random ones by default.")
     lora: Lora | None = Field(
         None, description="Train adapters beside the student's linear layers alone; they are merged behind it."

@@ -228,6 +228,8 @@ class Recipe(Section):
             if any(term.map == "origin" for term in (*self.distill.terms, *terms)):
                 raise ValueError("map: origin is of a student that is built from its teacher: set student.from_teacher")
             return
+        if self.task in IMAGES and section.vocabulary != "all":
+            raise ValueError(f"student.from_teacher.vocabulary: is for text models; the task is {self.task}")
         if section.keep == "important" and self.teacher.fit is not None and self.teacher.weights is None:
             raise ValueError(
                 "student.from_teacher.keep: important asks a teacher that is trained: fit it first (edgestill train), "

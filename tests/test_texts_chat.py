@@ -1,6 +1,7 @@
 """Conversations, of which the assistant's tokens alone are learned."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,7 @@ def test_conversations_without_an_answer_are_counted_apart_from_those_that_are_c
     """Tokens are words; four are around the prompt, and three before the answer."""
     (tmp_path / "chat.py").write_text(CHAT)
     recipe = load_recipe(written(tmp_path, INSTRUCTION), ["data.length=17", "train.epochs=0.5", "teacher.fit.epochs=1"])
+    caplog.set_level(logging.WARNING, "edgestill")  # whatever a quiet command before left it at
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "check_teacher", lambda *_: None)
         result = job.run(recipe, tmp_path / "run", track=progress.silent, deliver_files=False)

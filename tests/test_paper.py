@@ -101,7 +101,7 @@ def test_what_the_backward_pass_keeps_is_what_autograd_saves(name: str, how: str
     copies = {at for at, one in saved.items() if one.dtype == torch.bfloat16 and one.shape in shapes}
     held = sum(one.untyped_storage().nbytes() for at, one in saved.items() if at not in weights | copies)
     said = 2 * (found.layers * found.layer_kept(T, how) + found.end_kept(T, how))
-    assert said == pytest.approx(held, rel=0.06)
+    assert said == pytest.approx(held, rel=0.05 if found.dropout else 0.025)
 
 
 def test_the_built_in_jobs_are_the_models_that_they_name() -> None:
@@ -221,6 +221,13 @@ def test_a_job_that_fits_nowhere_says_what_helps(capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["memory"]["online"]["fits"], "what it says holds"
 
 
+@pytest.mark.parametrize("job", ["8b-1b", "70b-3b"])
+def test_the_page_shows_what_the_command_prints(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "planning.md").read_text(encoding="utf-8")
+    assert main(["paper", job]) == 0
+    assert " ".join(capsys.readouterr().out.split()) in " ".join(page.split())
+
+
 def test_this_machine_is_measured() -> None:
     on = measured()
     assert 1e9 < on.peak_float32 < 1e14
@@ -237,6 +244,8 @@ def test_this_machine_is_measured() -> None:
         ("hardware=h100", "hardware.name must be one of a100-80gb, h100-sxm, h200, l4, rtx-4090, here; 'h100' came; "
                           "did you mean 'h200' or 'h100-sxm'?"),
         ("teacher.layer=2", "job: unknown key 'layer' in teacher; did you mean 'layers'?"),
+        ("hardware.devices=33", "batch: 33 devices need a text each a step; 4096 tokens are 32"),
+        ("hardware={name: here, devices: 2}", "hardware.devices: here is one device; 2 came"),
         ("batch=64", "batch, tokens a step, must be at least length (128); 64 came"),
         ("student.heads=3", "width must be a multiple of heads, or head_width said; 64, 3 came"),
         ("student.key_value_heads=3", "heads must be a multiple of key_value_heads; 4, 3 came"),

@@ -100,7 +100,7 @@ def fit(
         found[name] = _fit(teacher, student, work, on, taught, told[name], texts, share)
         if not found[name]["fits"]:
             found[name]["helps"] = helps = []
-            for words, other in _variants(taught, devices):
+            for words, other in _variants(taught, devices, work.batch):
                 if _fit(teacher, student, work, on, other, told[name], texts, share)["fits"]:
                     helps.append(words)
                     if other.devices > devices:
@@ -126,8 +126,8 @@ def _fit(
     return at(count)
 
 
-def _variants(how: Held, devices: int) -> Iterator[tuple[str, Held]]:
-    """What may make a job fit that does not, in words, what costs least first."""
+def _variants(how: Held, devices: int, most: int) -> Iterator[tuple[str, Held]]:
+    """What may make a job fit that does not, in words, what costs least first; of `most` devices."""
     words = []
     if not how.recompute:
         how = replace(how, recompute=True)
@@ -141,6 +141,5 @@ def _variants(how: Held, devices: int) -> Iterator[tuple[str, Held]]:
         yield " with ".join(["teacher.precision: int8", *words]), replace(how, teacher="int8")
     if how.kept == "autocast":
         yield " with ".join(["train.weights: bf16", *words]), replace(how, weights="bf16")
-    for doublings in range(1, 10):
-        count = devices * 2**doublings
+    for count in (devices * 2**doublings for doublings in range(1, 10) if devices * 2**doublings <= most):
         yield " with ".join([f"{count} devices, sharded", *words]), replace(how, devices=count)

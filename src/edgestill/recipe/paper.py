@@ -74,7 +74,7 @@ class PaperTrain(Section):
 
 class PaperHardware(Section):
     name: str = "h100-sxm"
-    devices: Amount = 8
+    devices: Amount = 1
     shard: bool = True
     teacher_share: SomeShare | None = None
     student_share: SomeShare | None = None
@@ -124,6 +124,11 @@ class Paper(Section):
             raise ValueError(f"tokens must be at least one text of {self.length} (length); {self.tokens} came")
         if self.batch < self.length:
             raise ValueError(f"batch, tokens a step, must be at least length ({self.length}); {self.batch} came")
+        texts, devices = self.batch // self.length, self.hardware.devices
+        if texts < devices:
+            raise ValueError(f"batch: {devices} devices need a text each a step; {self.batch} tokens are {texts}")
+        if self.hardware.name == "here" and devices > 1:
+            raise ValueError(f"hardware.devices: here is one device; {devices} came")
         return self
 
 

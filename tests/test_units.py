@@ -79,7 +79,7 @@ def test_a_share_that_is_none_is_refused(text):
         (999_600, "1000 KB"),
         (2_500_000, "2.5 MB"),
         (4e9, "4 GB"),
-        (5e12, "5000 GB"),
+        (5e12, "5 TB"),
     ],
 )
 def test_bytes_for_people(count, text):

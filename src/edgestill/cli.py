@@ -69,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("plan", _plan, "what a capture is going to cost: teacher passes, time, and bytes by codec")
     _recipe(sub)
     _output(sub)
+    sub = add("paper", _paper, "a whole job on paper: parameters, operations, memory, stores and hours of large models")
+    sub.add_argument("job", metavar="JOB", help="a YAML file, or 8b-1b or 70b-3b")
+    sub.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a key of the job")
+    _output(sub)
     store = add("store", _store, "verify: reads every byte of a store, and names what is damaged")
     store.add_argument("step", choices=("verify",))
     store.add_argument("store", metavar="DIR", type=Path, help="a store")
@@ -176,6 +180,17 @@ def _plan(options: argparse.Namespace) -> int:
 
     found = plan(recipe, track=_track(options))
     print(json.dumps(found, indent=1) if options.json else planned(found))
+    return OK
+
+
+def _paper(options: argparse.Namespace) -> int:
+    from edgestill.recipe.paper import load_paper
+
+    job = load_paper(options.job, options.overrides)
+    from edgestill.paper import lines, on_paper
+
+    found = on_paper(job)
+    print(json.dumps(found, indent=1) if options.json else "\n".join(lines(found)))
     return OK
 
 

@@ -55,35 +55,42 @@ def _parse_yaml(text: str, what: str) -> Any:
         raise UserError(f"{what} is not valid YAML: {error}") from None
 
 
-def builtin() -> dict[str, Path]:
-    """The built-in recipes by name."""
-    folder = Path(str(resources.files("edgestill") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+def builtin(folder: str = "recipes") -> dict[str, Path]:
+    """The built-in recipes by name, or what else a folder of the package has."""
+    place = Path(str(resources.files("edgestill") / folder))
+    return {path.stem: path for path in sorted(place.glob("*.yaml"))}
 
 
 Defaults = dict[str, Callable[[dict[str, Any]], Any]]
 
 
-def read(recipe: str | Path, overrides: Sequence[str], defaults: Defaults) -> dict[str, Any]:
+RECIPES = ("recipes", "recipe", "task, data, teacher and student")
+"""A kind of file: where the built-in ones are, what one is called, and keys that it has."""
+
+
+def read(
+    recipe: str | Path, overrides: Sequence[str], defaults: Defaults, kind: tuple[str, str, str] = RECIPES
+) -> dict[str, Any]:
     """Plain values of a YAML file or a built-in recipe's name, with `key.path=value` overrides.
 
     Paths in the file are relative to the file, paths in overrides to the current folder; both come back absolute.
     `defaults` makes, of what is known so far, lists that an override may address an entry of where the file has none.
     Raises UserError for a file that is not there or not YAML, and for an override that leads nowhere.
     """
-    path = builtin().get(str(recipe), Path(recipe))
+    folder, what, keys = kind
+    path = builtin(folder).get(str(recipe), Path(recipe))
     if not exists(path) or not path.is_file():
-        names = [*builtin()]
+        names = [*builtin(folder)]
         raise UserError(
-            f"no recipe file {str(recipe)!r}, and no built-in one ({', '.join(names)}){closest(str(recipe), names)}"
+            f"no {what} file {str(recipe)!r}, and no built-in one ({', '.join(names)}){closest(str(recipe), names)}"
         )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a recipe: it is not UTF-8 text") from None
+        raise UserError(f"{path} is not a {what}: it is not UTF-8 text") from None
     raw = _parse_yaml(text, str(path))
     if not isinstance(raw, dict):
-        raise UserError(f"{path} is not a recipe: it needs keys such as task, data, teacher and student")
+        raise UserError(f"{path} is not a {what}: it needs keys such as {keys}")
     _absolute(raw, path.resolve().parent)
     for override in overrides:
         _override(raw, override, defaults)
@@ -160,7 +167,7 @@ def _absolute(raw: Any, base: Path) -> None:
     listed = raw.get("student")
     for model in (raw.get("teacher"), *(listed if isinstance(listed, list) else [listed])):
         convert(model, ["model"], _model_path)
-        convert(model, ["weights", "store"], lambda text, base: _join(base, text))
+        convert(model, ["weights", "store", "config"], lambda text, base: _join(base, text))
     for skill in _entries(raw.get("skills")):
         convert(skill, ["data", "examples"], _data_path)
         convert(skill, ["scorer"], _function_path)

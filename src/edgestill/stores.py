@@ -14,7 +14,6 @@ from edgestill.arms import answers, check_teacher, fit_teacher, fits_teacher
 from edgestill.assemble import (
     Job,
     assemble,
-    bytes_of,
     check_served,
     check_taps,
     codec_of,
@@ -31,6 +30,7 @@ from edgestill.processes import Processes, connect
 from edgestill.recipe import Recipe
 from edgestill.signals import Signal
 from edgestill.store import CODECS, Codec, Store
+from edgestill.store.size import bytes_of
 from edgestill.tasks.samples import Batch
 from edgestill.teachers.online import OnlineTeacher
 from edgestill.train import Track

@@ -11,6 +11,7 @@ BYTES = {
 }  # fmt: skip
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 FRACTION = {"%": 0.01}
+COUNTS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 _QUANTITY = re.compile(r"\s*([+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\.\d+)\s*([A-Za-z%µ]*)\s*")
 
@@ -47,6 +48,17 @@ def parse_seconds(text: str | int | float) -> float:
     return _parse(text, SECONDS, "a time", "2 ms")
 
 
+def parse_count(text: str | int | float) -> int:
+    """A number of things, as it is or from "512K", "10B" (1000s). Raises UserError for an unknown unit.
+
+    >>> parse_count("10B"), parse_count(4096)
+    (10000000000, 4096)
+    """
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    return round(_parse(text, COUNTS, "a count", "10B"))
+
+
 def parse_fraction(text: str | int | float) -> float:
     """A fraction from 0.87 or "87 %".
 
@@ -63,10 +75,18 @@ def parse_fraction(text: str | int | float) -> float:
 
 def format_bytes(count: float) -> str:
     """Bytes for people, in 1000s: 318144 -> "318 KB"."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+    for unit, size in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if abs(count) >= size:
             return f"{count / size:.3g} {unit}" if count / size < 999.5 else f"{count / size:.0f} {unit}"
     return f"{count:.0f} B"
+
+
+def format_count(count: float) -> str:
+    """A number of things for people: 8030261248 -> "8.03B"."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}" if count / size < 999.5 else f"{count / size:,.0f}{unit}"
+    return f"{count:.0f}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -12,7 +12,6 @@ from edgestill.assemble.job import (
     cpu_threads,
 )
 from edgestill.assemble.stores import (
-    bytes_of,
     check_served,
     check_store,
     check_taps,
@@ -33,7 +32,6 @@ __all__ = [
     "Job",
     "Splits",
     "assemble",
-    "bytes_of",
     "check_served",
     "check_store",
     "check_taps",

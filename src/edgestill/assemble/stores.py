@@ -18,17 +18,13 @@ from edgestill.losses import OF_SAMPLES, POOLING, SOFT_LOSSES
 from edgestill.models import TextInput, example, fingerprint, forward, to_device
 from edgestill.recipe import IMAGES, Recipe
 from edgestill.store import Codec, Dense, Description, Sampled, Store, Tap, TopK, Views, refuse_other
+from edgestill.store.size import bytes_a_position, cut
 from edgestill.taps import record
 from edgestill.tasks.images import ImageSamples
 from edgestill.tasks.tokens import Blocks
 
-BATCH_BYTES, SHARD_BYTES = 2**20, 2**26
-"""A record batch has about so many bytes, if its store has: what is read, checked and captured again at once. A
-shard at most about so many: what is lost where a capture is stopped."""
 AS_THEY_ARE = "none"
 MIXED = "train.mixup: a store holds what the teacher says of single samples: set mixup to 0"
-FRAME = 600
-"""Bytes that Arrow takes around a record batch, and at the end of a file, about."""
 
 
 def description_of(job: Job) -> Description:
@@ -39,10 +35,9 @@ def description_of(job: Job) -> Description:
         raise UserError(MIXED)
     section, of = job.recipe.capture, identity_of(job)
     codec, taps = codec_of(job.recipe, section.codec, of["classes"]), taps_of(job)
-    of_row = of["positions"] / of["samples"] * _bytes(codec, of["classes"]) + 12 + sum(tap.bytes for tap in taps)
-    rows = section.batch * max(1, round(BATCH_BYTES / (of_row * section.batch)))
+    of_row = of["positions"] / of["samples"] * bytes_a_position(codec, of["classes"]) + sum(tap.bytes for tap in taps)
+    rows, batches = cut(of_row, section.batch)
     views = Views(section.views if of["views"].how != AS_THEY_ARE else 1, section.seed, of["views"].how)
-    batches = max(1, round(SHARD_BYTES / (of_row * rows)))
     return Description(**of | {"views": views}, codec=codec, taps=taps, batch=section.batch, rows=rows, batches=batches)
 
 
@@ -192,26 +187,6 @@ def check_store(job: Job, *, unfitted: bool = False) -> None:
     if job.unmeasured:
         raise UserError("map: auto measures the teacher's taps, and a store holds but some: name a map, or the taps")
     check_taps(job, found.taps, f"the store {job.store.folder} holds")
-
-
-def bytes_of(description: Description, of_position: float | None = None) -> int:
-    """How many bytes a store is going to have, to a hundredth where a position has as many as are said."""
-    of = description
-    positions = of.positions * (_bytes(of.codec, of.classes) if of_position is None else of_position)
-    lists = 0 if of.positions == of.samples else len(of.codec.columns(of.classes))
-    if isinstance(of.codec, Sampled):
-        lists = max(lists, 2)
-    positions += of.samples * sum(tap.bytes for tap in of.taps)
-    around = FRAME * -(-of.total // of.rows) + FRAME * of.shards
-    return round(of.views.count * (positions + (12 + 8 * lists) * of.samples) + around)
-
-
-def _bytes(codec: Codec, classes: int) -> float:
-    """Of a position, at most."""
-    each = {column.name: np.dtype(column.dtype).itemsize * (column.width or 1) for column in codec.columns(classes)}
-    if isinstance(codec, Sampled):
-        return float(codec.draws * (each["ids"] + each["counts"]) + each["distinct"] + each["entropy"])
-    return float(sum(each.values()))
 
 
 def _classes(job: Job) -> int:

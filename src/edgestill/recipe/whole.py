@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -43,6 +43,8 @@ from edgestill.recipe.values import (
     Section,
     format_name,
 )
+
+Whole = TypeVar("Whole", bound=Section)
 
 
 class Recipe(Section):
@@ -352,12 +354,17 @@ def _raw(recipe: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 def validate(raw: dict[str, Any]) -> Recipe:
     """A Recipe from plain values; UserError with the first mistake."""
+    return validated(Recipe, raw, "recipe")
+
+
+def validated(kind: type[Whole], raw: dict[str, Any], what: str) -> Whole:
+    """A file's plain values as a section of that kind; UserError with the first mistake."""
     try:
-        return Recipe.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_explain(error, raw)) from None
+        raise UserError(_explain(error, kind, raw, what)) from None
     except (RecursionError, OverflowError) as error:
-        raise UserError(f"the recipe cannot be read: {error}") from None
+        raise UserError(f"the {what} cannot be read: {error}") from None
 
 
 def dump(recipe: Recipe) -> str:
@@ -365,11 +372,11 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
-def _explain(error: ValidationError, raw: dict[str, Any]) -> str:
+def _explain(error: ValidationError, kind: type[Section], raw: dict[str, Any], what: str) -> str:
     """The first mistake in one line: where, what was required, what came."""
     mistakes = error.errors()
     first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
-    keys, fields = _locate(first["loc"], raw)
+    keys, fields = _locate(first["loc"], kind, raw)
     where = ".".join(keys)
     if first["type"] == "extra_forbidden":
         parent = ".".join(keys[:-1])
@@ -387,7 +394,7 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> str:
         )
         message = f"{where}: {said}{came}" if where else f"{said}{came}"
     more = len({m["loc"] for m in mistakes}) - 1
-    line = f"recipe: {message}{f' (and {more} more)' if more else ''}"
+    line = f"{what}: {message}{f' (and {more} more)' if more else ''}"
     return " ".join(line.split())
 
 
@@ -396,10 +403,10 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def _locate(loc: tuple[int | str, ...], raw: Any) -> tuple[list[str], list[str]]:
+def _locate(loc: tuple[int | str, ...], kind: type[Section], raw: Any) -> tuple[list[str], list[str]]:
     """Readable keys of an error's place (phases by name), and the field names known in its parent."""
     keys: list[str] = []
-    model: Any = Recipe
+    model: Any = kind
     fields: list[str] = []
     for part in loc:
         if isinstance(part, int):

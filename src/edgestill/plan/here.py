@@ -12,7 +12,7 @@ SIDE, NUMBERS = 1024, 2**24
 TURNS = 5
 SHARES, RESERVE = (0.9, 0.76), 1.2
 """What teachers and students reach of the matrix product's rate, and what the process takes over its tensors' bytes, on
-the one core of benchmarks/results/2026-11-30-paper.md."""
+one core, in float32, of benchmarks/results/2026-11-30-paper.md: elsewhere an assumption."""
 
 
 def measured(precision: str = "float32") -> Hardware:
@@ -25,7 +25,7 @@ def measured(precision: str = "float32") -> Hardware:
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / _seconds(lambda: target.copy_(source))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Hardware(HERE, rate, rate, memory, bandwidth, *SHARES, RESERVE, ("measured", "measured", "measured"))
+    return Hardware(HERE, rate, rate, memory, bandwidth, *SHARES, RESERVE, ("measured", "assumed", "assumed"))
 
 
 def _seconds(call: Callable[[], object]) -> float:

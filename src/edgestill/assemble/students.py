@@ -18,7 +18,6 @@ from edgestill.students.cutting import Removed, cut
 from edgestill.students.depth import (
     all_blocks,
     blocks_of,
-    kept_blocks,
     kept_of_stages,
     losses_without,
     most_missed,
@@ -106,28 +105,22 @@ class _Chosen:
     def said(self) -> str:
         return "" if len(self.kept) == len(self.paths) else f", blocks {', '.join(map(str, self.kept))}"
 
+    def origin(self) -> dict[str, str]:
+        """By the path of each block that is kept, as it is numbered in the student, its path in the teacher."""
+        parent = self.paths[0].rpartition(".")[0]
+        return {f"{parent}.{place}": self.paths[old] for place, old in enumerate(self.kept)}
 
-def _blocks(
-    section: FromTeacher, module: nn.Module, probe: Tensor, free: Sequence[int] | None, losses: Losses
-) -> _Chosen:
-    """Which blocks are kept. `free`: those that can be left out, where not all can."""
-    paths = blocks_of(module, probe) if free is None else all_blocks(module, probe)
-    every = list(range(len(paths)))
+
+def _blocks(section: FromTeacher, module: nn.Module, paths: list[str], free: Sequence[int], losses: Losses) -> _Chosen:
+    """Which of a model's blocks are kept; all but the `free` cannot be left out."""
+    every = range(len(paths))
     if section.depth is None and not isinstance(section.keep, list):
-        return _Chosen(paths, every)
-    if section.keep == "important":
-        assert section.depth is not None
-        rule = kept_blocks if free is None else None
-        count = len(kept_blocks(len(paths), section.depth, "first"))
-        if rule is None:
-            kept_of_stages(paths, free or [], section.depth, "first")  # refuses too few
-        may = every if free is None else list(free)
-        missed = losses_without(module.eval(), [paths[place] for place in may], losses)
-        kept = most_missed(every, dict(zip(may, missed, strict=True)), count)
-        return _Chosen(paths, kept)
-    if free is None:
-        return _Chosen(paths, kept_blocks(len(paths), section.depth, section.keep))
-    return _Chosen(paths, kept_of_stages(paths, free, section.depth, section.keep))
+        return _Chosen(paths, [*every])
+    if section.keep != "important":
+        return _Chosen(paths, kept_of_stages(paths, free, section.depth, section.keep))
+    count = len(kept_of_stages(paths, free, section.depth, "first"))
+    missed = losses_without(module.eval(), [paths[place] for place in free], losses)
+    return _Chosen(paths, most_missed(every, dict(zip(free, missed, strict=True)), count))
 
 
 def _importance(section: FromTeacher, real: bool) -> Importance:
@@ -144,7 +137,8 @@ def _width(section: WidthSection | float) -> Width:
 def _of_hugging_face(
     section: FromTeacher, teacher: Model, probe: Tensor, losses: Losses, real: bool, weights: bool
 ) -> Model:
-    chosen = _blocks(section, teacher.module, probe, None, losses)
+    paths = blocks_of(teacher.module, probe)
+    chosen = _blocks(section, teacher.module, paths, range(len(paths)), losses)
     embedding = embedding_of(teacher.module)
 
     def embedded(module: nn.Module) -> nn.Module:
@@ -164,11 +158,8 @@ def _of_hugging_face(
         said = _said(sizes)
     if not weights:
         student = embedded(type(student)(student.config))
-    parent = chosen.paths[0].rpartition(".")[0]
-    origin = {f"{parent}.{place}": chosen.paths[old] for place, old in enumerate(chosen.kept)}
-    return replace(
-        teacher, module=student, spec=f"{teacher.spec}{chosen.said}{said}", options={}, fresh=(), origin=origin
-    )
+    spec = f"{teacher.spec}{chosen.said}{said}"
+    return replace(teacher, module=student, spec=spec, options={}, fresh=(), origin=chosen.origin())
 
 
 def _said(sizes: Sizes) -> str:
@@ -179,7 +170,7 @@ def _said(sizes: Sizes) -> str:
 def _of_any(section: FromTeacher, teacher: Model, probe: Tensor, losses: Losses, real: bool, weights: bool) -> Model:
     module = teacher.module.eval()
     blocks = all_blocks(module, probe)
-    chosen = _blocks(section, module, probe, removable(module, probe, blocks), losses)
+    chosen = _blocks(section, module, blocks, removable(module, probe, blocks), losses)
     skipped = [path for place, path in enumerate(chosen.paths) if place not in chosen.kept]
     whole = _without(copy.deepcopy(module), skipped)
     removed: Removed = {}
@@ -220,8 +211,7 @@ def _of_timm(teacher: Model, narrow: nn.Module, chosen: _Chosen, sizes: Sizes) -
     made = from_timm(teacher.spec[5:], teacher.options, listed, sizes, len(chosen.kept))
     if made is None:
         return None
-    origin = {f"{parent}.{place}": chosen.paths[old] for place, old in enumerate(chosen.kept)}
-    return replace(teacher, module=made[0], options=made[1], origin=origin)
+    return replace(teacher, module=made[0], options=made[1], origin=chosen.origin())
 
 
 def _anew(teacher: Model, made: Model, skipped: Sequence[str], removed: Removed) -> nn.Module:

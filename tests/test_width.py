@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,7 +17,7 @@ from edgestill import progress
 from edgestill.assemble import assemble
 from edgestill.assemble.students import from_teacher
 from edgestill.errors import UserError
-from edgestill.models import ImageInput, Model, TextInput, forward, load_model, save_student
+from edgestill.models import ImageInput, Model, TextInput, embed, forward, load_model, save_student
 from edgestill.recipe import FromTeacher, load_recipe
 from edgestill.run import run
 from edgestill.students.cutting import cut
@@ -125,6 +126,42 @@ def test_a_generated_file_builds_the_student_without_edgestill(tmp_path: Path) -
     blocks = [path for path, module in student.module.named_modules() if type(module).__name__ == "Block"]
     assert len(blocks) == 11  # 0.4 of 27
     assert {"layer2.0", "layer3.0"} <= {*blocks}  # they change the shape
+
+
+def test_the_vectors_of_an_embedder_stay_as_long_as_they_are() -> None:
+    torch.manual_seed(0)
+    module = transformers.BertModel(transformers.BertConfig(**small_texts.SHAPE, vocab_size=23)).eval()
+    embed(module, "mean")
+    expected = TextInput(small_texts.tokenizer(), 32, ("input_ids", "attention_mask"), "bert")
+    teacher = Model(module, "hf:bert", {}, expected)
+    with pytest.raises(UserError, match="its hidden channels are its answer, and heads go with them: set feed_forward"):
+        from_teacher(HALF, teacher, None)
+    student = from_teacher(FromTeacher(width={"feed_forward": 0.5}), teacher, None)
+    assert student.module.config.intermediate_size == 16
+    assert forward(student.module, IDS).shape == (2, 16)
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "transformer"])
+def test_vision_models_of_hugging_face_are_cut_and_load(kind: str, tmp_path: Path) -> None:
+    """Also with random weights, which are none of the teacher's."""
+    torch.manual_seed(0)
+    if kind == "transformer":
+        shape = small_texts.SHAPE | {"num_hidden_layers": 2, "image_size": 32, "patch_size": 8, "num_labels": 5}
+        module = transformers.ViTForImageClassification(transformers.ViTConfig(**shape))
+    else:
+        sizes = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [2, 2], "layer_type": "basic"}
+        module = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, num_labels=5))
+    teacher = Model(module.eval(), "hf:somewhere", {}, IMAGES)
+    section = FromTeacher(width=0.5, depth=0.75)
+    student, fresh = from_teacher(section, teacher, None), from_teacher(section, teacher, None, weights=False)
+    save_student(student, tmp_path, tuple("abcde"))
+    again = load_model(str(tmp_path), classes=5, default=IMAGES)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        told = forward(student.module, images)
+        torch.testing.assert_close(forward(again.module.eval(), images), told, rtol=0, atol=0)
+        assert not torch.allclose(forward(fresh.module.eval(), images), told, atol=1e-3)
+    assert fresh.parameters == student.parameters < 0.4 * teacher.parameters
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "activation", "taylor"])
@@ -266,6 +303,16 @@ def test_a_width_that_cannot_be_is_refused() -> None:
     assert (free.module.config.hidden_size, free.module.config.num_key_value_heads) == (12, 1)
 
 
+def test_heads_whose_queries_keys_and_values_lie_head_by_head_are_refused() -> None:
+    """As in GPT-NeoX: one layer puts out all three of a head, then those of the next."""
+    torch.manual_seed(0)
+    config = transformers.GPTNeoXConfig(**small_texts.SHAPE, **small_texts.LONG, vocab_size=23)
+    expected = TextInput(small_texts.tokenizer(), 32, ("input_ids", "attention_mask"), "neox")
+    teacher = Model(transformers.GPTNeoXForCausalLM(config).eval(), "hf:neox", {}, expected)
+    with pytest.raises(UserError, match="its heads cannot be told apart"):
+        from_teacher(HALF, teacher, None)
+
+
 def test_blocks_of_a_convolutional_net_are_kept_as_asked() -> None:
     teacher = image_teacher(f"{NETS}:resnet20")
     kept = from_teacher(FromTeacher(keep=[0, 3, 4, 6]), teacher, None)
@@ -315,3 +362,25 @@ def test_blocks_that_pass_on_what_they_are_given_are_not_missed() -> None:
     missed = losses_without(teacher.module, paths, lambda module: [(forward(module, IDS) - whole).square().mean()])
     assert missed[0] == missed[2] == 0 < min(missed[1], missed[3])
     assert most_missed(range(4), dict(enumerate(missed)), 2) == [1, 3]
+
+
+def test_what_is_measured_is_measured_once_for_each_state_of_the_teacher() -> None:
+    """Batch norms are estimated on real images, but those of an uncut copy, which is the teacher bit for bit."""
+    sets = ["student={from_teacher: {width: 0.5}}", "teacher.fit.keep=false"]
+    job = assemble(load_recipe("digits", sets), progress.silent)
+    job.teacher.module.requires_grad_(False)  # as where it was asked
+    first = job.student(0)
+    (measured,) = job.built.values()
+    second = job.student(1)
+    assert [*job.built.values()] == [measured]
+    assert all(parameter.requires_grad for parameter in first.module.parameters())
+    assert first.module is not second.module
+    batches = {name: int(value) for name, value in first.module.state_dict().items() if "num_batches" in name}
+    assert batches
+    assert all(count == 1 for count in batches.values()), "of 100 labelled images in one batch"
+    for name, value in first.module.state_dict().items():
+        assert torch.equal(value, second.module.state_dict()[name])
+    job.teacher.module.linear.weight.data.add_(1.0)  # as where it is fitted
+    assert not torch.equal(job.student(0).module.linear.weight, first.module.linear.weight)
+    uncut = from_teacher(FromTeacher(width=1), job.teacher, job.splits.train).module.state_dict()
+    assert all(torch.equal(value, uncut[name]) for name, value in job.teacher.module.state_dict().items())

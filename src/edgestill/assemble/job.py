@@ -1,8 +1,10 @@
 """The parts of a run, checked against each other."""
 
+import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,11 @@ from edgestill.data.curriculum import draw, draw_easiest, ranks_within_class
 from edgestill.evaluate.metric import Metric, predictor
 from edgestill.evaluate.skill import Skill
 from edgestill.losses import SOFT_LOSSES, Loss, cross_entropy, pair_regression, regression
-from edgestill.models import Expected, ImageInput, Model, TextInput
+from edgestill.models import Expected, ImageInput, Model, TextInput, fingerprint
 from edgestill.objective import Objective, Term
 from edgestill.processes import ALONE, Processes
+from edgestill.recipe import FromTeacher, Recipe
 from edgestill.recipe import Phase as PhaseSection
-from edgestill.recipe import Recipe
 from edgestill.schedule import Phase, Schedule, Settings
 from edgestill.store import Store
 from edgestill.students.classifier import Joint, classifier_model
@@ -65,6 +67,8 @@ class Job:
     """Where the teacher's signals are read from, in place of asking it."""
     vocabulary: Vocabulary | None = None
     """The student's, where it is smaller than the teacher's; a language model's teacher has it already."""
+    built: dict[str, Model] = field(default_factory=dict)
+    """Students of the teacher's parts, by the fingerprint of its weights."""
 
     def student(self, seed: int, arm: str = STUDENT) -> Model:
         """The student with the initial weights of a seed, the same in every arm; on its teacher's classifier where the
@@ -72,13 +76,7 @@ class Job:
         torch.manual_seed(seed)
         section, classes = self.recipe.student, self.splits.train.classes
         if section.from_teacher is not None:
-            return from_teacher(
-                section.from_teacher,
-                self.teacher,
-                self.splits.train,
-                weights=arm != SCRATCH,
-                vocabulary=self.vocabulary,
-            )
+            return self._of_teacher(section.from_teacher, weights=arm != SCRATCH)
         if self.default_input is None:
             assert isinstance(self.teacher.input, TextInput)
             return text_model(self.recipe, section, classes, self._paired, self.teacher.input)
@@ -86,6 +84,17 @@ class Job:
         if section.classifier == "teacher":
             model, _ = classifier_model(model, self.teacher, copy=arm == STUDENT)
         return model
+
+    def _of_teacher(self, section: FromTeacher, weights: bool) -> Model:
+        """Measured once for each state of the teacher, which is fitted between assembly and training. Random weights
+        need the student's sizes alone, but for the blocks that are kept."""
+        build = partial(from_teacher, section, self.teacher, vocabulary=self.vocabulary)
+        if not weights:
+            return build(self.splits.train if section.keep == "important" else None, weights=False)
+        key = fingerprint(self.teacher.module)
+        if key not in self.built:
+            self.built[key] = build(self.splits.train)
+        return replace(self.built[key], module=copy.deepcopy(self.built[key].module))
 
     @property
     def _paired(self) -> bool:

@@ -1,7 +1,7 @@
 """The student that a recipe builds from its teacher."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from edgestill.recipe import FromTeacher
 from edgestill.recipe import Width as WidthSection
 from edgestill.students.cutting import Removed, cut
 from edgestill.students.depth import (
+    Losses,
     all_blocks,
     blocks_of,
     kept_of_stages,
@@ -35,7 +36,6 @@ SOFTENED = 4.0
 SAMPLES, IMAGES_AT_ONCE, TEXTS_AT_ONCE = 512, 64, 8
 """Of training, by which channels and blocks are told apart."""
 CPU = torch.device("cpu")
-Losses = Callable[[nn.Module], Iterator[Tensor]]
 
 
 def from_teacher(
@@ -58,9 +58,8 @@ def from_teacher(
     probe = example(teacher.input, 2)
     softened = section.importance == "taylor" and not isinstance(teacher.input, TextInput)
     losses = _losses(teacher, samples, SOFTENED if softened else 1.0)
-    configurable = isinstance(teacher.input, TextInput) or hasattr(teacher.module, "save_pretrained")
-    if configurable and not isinstance(teacher.input, TextInput):  # a convolutional one has no number of layers
-        configurable = hasattr(teacher.module.config, "num_hidden_layers")
+    config = getattr(teacher.module, "config", None)  # that of a convolutional net names no number of layers
+    configurable = isinstance(teacher.input, TextInput) or hasattr(config, "num_hidden_layers")
     build = _of_hugging_face if configurable else _of_any
     with torch.random.fork_rng(devices=[], enabled=weights):  # what is built and filled leaves the seed as it was
         student = build(section, teacher, probe, losses, samples is not None, weights)
@@ -186,7 +185,7 @@ def _of_any(section: FromTeacher, teacher: Model, probe: Tensor, losses: Losses,
         made = replace(teacher, module=narrow, spec=f"model.py:{name}", options={}, source=text, origin={})
     if removed:
         refuse_wrong(whole, made.module, removed, probe)
-    if real:
+    if real and (skipped or removed):  # an uncut copy stays as it is
         estimate_batch_norms(made.module, losses)
     if not weights:
         made = replace(made, module=_anew(teacher, made, skipped, removed))
@@ -217,6 +216,10 @@ def _of_timm(teacher: Model, narrow: nn.Module, chosen: _Chosen, sizes: Sizes) -
 def _anew(teacher: Model, made: Model, skipped: Sequence[str], removed: Removed) -> nn.Module:
     """A model of the student's sizes with random weights, drawn as the teacher's library draws them."""
     assert not isinstance(teacher.input, TextInput)
+    if hasattr(teacher.module, "save_pretrained"):  # its spec would load the teacher's weights
+        drawn: nn.Module = type(teacher.module)(teacher.module.config).eval()
+        cut(_without(drawn, skipped), removed)
+        return drawn
     ours = made if made.source is None or made.source == teacher.source else teacher
     options = ours.options | ({"pretrained": False} if ours.spec.startswith("timm:") else {})
     drawn = load_model(ours.spec, classes=None, default=teacher.input, options=options).module.eval()

@@ -50,7 +50,7 @@ from edgestill.evaluate.metric import Metric
 from edgestill.evaluate.tokens import BITS_PER_BYTE
 from edgestill.export import formats
 from edgestill.functions import load_function
-from edgestill.models import ImageInput, Model, TextInput, example
+from edgestill.models import ImageInput, Model, TextInput, example, fingerprint
 from edgestill.paths import exists
 from edgestill.processes import ALONE, Processes
 from edgestill.recipe import EMULATED, IMAGES, Recipe
@@ -94,6 +94,7 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     job = Job(
         recipe, parts.splits, teacher, parts.default, parts.metric, terms, maps, phase_terms, examples, device, joint,
         processes, lora, skills_of(recipe, teacher, student), open_store(recipe), parts.vocabulary,
+        {fingerprint(teacher.module): student} if recipe.student.from_teacher and trained(recipe.teacher) else {},
     )  # fmt: skip
     check_store(job, unfitted=recipe.teacher.fit is not None and recipe.teacher.weights is None)
     in_pieces = recipe.train.accumulate * processes.count > 1

@@ -70,7 +70,7 @@ def heads_of(module: nn.Module, probe: Tensor) -> list[Heads]:
         ran.append((path, output))
 
     def seen(attention: Attention, inside: tuple[str, ...]) -> None:
-        around = [path for path in inside if any(layers[path].children())][-1]
+        around = ["", *(path for path in inside if any(layers[path].children()))][-1]
         if not attention.fused:
             raise UserError(
                 f"student.from_teacher.width: the attention {around} does not call scaled_dot_product_attention, by "

@@ -1,6 +1,5 @@
 """Which of a teacher's channels and heads a narrower student does without."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from edgestill.errors import UserError
 from edgestill.models import forward
 from edgestill.students.cutting import Removed, agrees, without
+from edgestill.students.depth import Losses
 from edgestill.students.heads import Heads, heads_of
 from edgestill.students.importance import Importance, of_units, scores
 from edgestill.students.structure import INPUTS, KEY, Group, Place, groups_of, with_gradients
@@ -41,7 +41,7 @@ def channels_to_cut(
     probe: Tensor,
     width: Width,
     importance: Importance,
-    losses: Callable[[nn.Module], Iterable[Tensor]],
+    losses: Losses,
 ) -> tuple[Removed, Sizes]:
     """What is cut of a model for a width: of every group of channels or heads that belong together all but those that
     matter most. A share keeps one at least.
@@ -55,8 +55,7 @@ def channels_to_cut(
     Raises UserError for a model that cannot be traced, and a width that cuts nothing. What the graph says is to be
     proven: see `refuse_wrong`.
     """
-    if probe.is_floating_point():  # of zeros nothing is told apart
-        probe = torch.randn(probe.shape, generator=torch.Generator().manual_seed(0))
+    probe = _telling(probe)
     attentions = heads_of(module, probe)
     with with_gradients(module):
         groups = groups_of(module, probe, attentions)
@@ -72,6 +71,12 @@ def channels_to_cut(
             if gone:
                 removed.setdefault(place, set()).update(gone)
     return removed, _sizes(groups, kinds, counts, attentions)
+
+
+def _telling(probe: Tensor) -> Tensor:
+    """Images of noise in place of zeros, of which nothing is told apart; token ids as they are."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(probe.shape, generator=generator) if probe.is_floating_point() else probe
 
 
 def _kinds(groups: list[Group], attentions: list[Heads]) -> list[str]:
@@ -132,8 +137,7 @@ def _sizes(groups: list[Group], kinds: list[str], counts: list[int], attentions:
 
 def refuse_wrong(whole: nn.Module, student: nn.Module, removed: Removed, probe: Tensor) -> None:
     """UserError unless a student computes what the whole model does without the channels `removed`."""
-    if probe.is_floating_point():
-        probe = torch.randn(probe.shape, generator=torch.Generator().manual_seed(0))
+    probe = _telling(probe)
     try:
         with torch.no_grad():
             right = agrees(forward(student.eval(), probe), forward(without(whole, student, removed), probe))
@@ -168,7 +172,7 @@ def _refuse_nothing(module: nn.Module, groups: list[Group], kinds: list[str], co
 
 
 @torch.no_grad()
-def estimate_batch_norms(module: nn.Module, passes: Callable[[nn.Module], Iterable[Tensor]]) -> None:
+def estimate_batch_norms(module: nn.Module, passes: Losses) -> None:
     """The means and variances of a model's batch norms anew, over the batches of `passes`: those of the teacher are not
     those of fewer channels."""
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]

@@ -43,9 +43,12 @@ def configured(cut: nn.Module, sizes: Sizes) -> nn.Module:
         student: nn.Module = type(cut)(config)
         student.load_state_dict(cut.state_dict())
     except Exception as error:
+        why = "heads and hidden channels go together: set one width for all, or feed_forward alone"
+        if sizes.hidden is None:
+            why = "its hidden channels are its answer, and heads go with them: set feed_forward alone"
         raise UserError(
             f"student.from_teacher.width: the configuration of {type(cut).__name__} cannot say these sizes: "
-            f"{first_line(error)}; heads and hidden channels go together: set one width for all, or feed_forward alone"
+            f"{first_line(error)}; {why}"
         ) from error
     return student.float().eval()
 
@@ -65,7 +68,7 @@ def from_timm(
     try:
         student: nn.Module = timm.create_model(name, **made)
         student.load_state_dict(cut.state_dict())
-    except (TypeError, RuntimeError, AssertionError):
+    except (TypeError, ValueError, RuntimeError, AssertionError):
         return None
     return student.eval(), made
 

@@ -68,8 +68,8 @@ REFUSED = {
     "phases.warmup.oder=uniform": "unknown key 'oder' in phases.warmup; did you mean 'order'?",
     "data.sorce=x": "unknown key 'sorce' in data; did you mean 'source'",
     # features that are not built yet
-    "student={}": "student: needs `model` or `from_teacher`, and not both",
-    "student.from_teacher={depth: 0.5}": "student: needs `model` or `from_teacher`, and not both",
+    "student={}": "student: needs one of `model`, `from_teacher` and `search`",
+    "student.from_teacher={depth: 0.5}": "student: needs one of `model`, `from_teacher` and `search`",
     "student={from_teacher: {}}": "student.from_teacher: needs `depth`, a list of blocks in `keep`, `width`",
     "student={from_teacher: {depth: 2, keep: [1]}}": "student.from_teacher: needs `depth`, or a list of blocks in",
     "student={from_teacher: {keep: [3, 1]}}": "student.from_teacher: keep: needs blocks in rising order",

@@ -168,6 +168,15 @@ def _absolute(raw: Any, base: Path) -> None:
     for model in (raw.get("teacher"), *(listed if isinstance(listed, list) else [listed])):
         convert(model, ["model"], _model_path)
         convert(model, ["weights", "store", "config"], lambda text, base: _join(base, text))
+        search = model.get("search") if isinstance(model, dict) else None
+        if isinstance(search, dict):
+            models = search.get("model")
+            listed_models = [models] if isinstance(models, str) else models if isinstance(models, list) else None
+            if listed_models is not None:
+                search["model"] = [_model_path(one, base) if isinstance(one, str) else one for one in listed_models]
+            convert(search, ["candidates"], _function_path)
+            for technique in _entries(search.get("distill")):
+                losses(technique)
     for skill in _entries(raw.get("skills")):
         convert(skill, ["data", "examples"], _data_path)
         convert(skill, ["scorer"], _function_path)

@@ -57,6 +57,7 @@ def image_model(section: TeacherSection | StudentSection, classes: int | None, d
         std=section.input.std,
         size=section.input.size,
         trust_remote_code=section.trust_remote_code,
+        config=getattr(section, "config", None),
     )
 
 
@@ -137,6 +138,7 @@ def text_model(
         tokenizer=None if teacher is None else teacher.tokenizer,
         trust_remote_code=section.trust_remote_code,
         precision=recipe.teacher.precision if lowered else "float32",
+        config=getattr(section, "config", None),
     )
     assert isinstance(model.input, TextInput)
     if teacher is not None and teacher.fingerprint == model.input.fingerprint and teacher.length < model.input.length:

@@ -1,7 +1,7 @@
 """A model from a spec, what it expects of its input, its weights, and the folder that a student is saved to."""
 
 from edgestill.models.embedding import embed, embedding_of
-from edgestill.models.loading import load_model
+from edgestill.models.loading import load_model, timm_models
 from edgestill.models.model import (
     Expected,
     ImageInput,
@@ -47,5 +47,6 @@ __all__ = [
     "save_student",
     "save_weights",
     "select_classes",
+    "timm_models",
     "to_device",
 ]

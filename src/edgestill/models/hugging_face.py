@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from edgestill.errors import UserError, first_line
+from edgestill.errors import UserError, closest, first_line
 from edgestill.models.model import ImageInput
 from edgestill.paths import exists
 
@@ -36,6 +36,8 @@ def _explained(name: str, what: str) -> Iterator[None]:
     """What fails while a model is read, in one line."""
     try:
         yield
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{name} holds more than plain weights; only tensors are loaded, never code: save it as safetensors"
@@ -58,11 +60,18 @@ def _reason(name: str, error: Exception) -> str:
 
 
 def text_model(
-    name: str, head: str, classes: Sequence[str], options: dict[str, Any], trust: bool, dtype: str = "float32"
+    name: str,
+    head: str,
+    classes: Sequence[str],
+    options: dict[str, Any],
+    trust: bool,
+    dtype: str = "float32",
+    sizes: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Any, tuple[str, ...]]:
     """A text model with its tokenizer, as it is saved; without a classifier, with a new one for `classes`. That of
     an embedding is the bare model, whose tokens are still to be pooled. Also the names of the parameters that are new.
-    `dtype`: of all, from the first; `auto` is the file's own."""
+    `dtype`: of all, from the first; `auto` is the file's own. `sizes`: of its configuration, in place of its own: the
+    model then has random weights."""
     library = transformers()
     verbosity = library.utils.logging.get_verbosity()
     library.utils.logging.set_verbosity_error()  # a new classifier is no warning: whether it is fitted is checked
@@ -75,12 +84,28 @@ def text_model(
                 kind, more = library.AutoModel, {}
             else:
                 kind, more = library.AutoModelForSequenceClassification, _labels(config, head, classes)
-            given = options | {"dtype": dtype, "output_loading_info": True}
-            module, loaded = kind.from_pretrained(name, trust_remote_code=trust, **more, **given)
+            if sizes:
+                resized(config, name, {**sizes, **more})
+                module, loaded = kind.from_config(config, trust_remote_code=trust, dtype=dtype, **options), None
+            else:
+                given = options | {"dtype": dtype, "output_loading_info": True}
+                module, loaded = kind.from_pretrained(name, trust_remote_code=trust, **more, **given)
         tokenizer = _tokenizer(library, name, trust)
     finally:
         library.utils.logging.set_verbosity(verbosity)
-    return module, tokenizer, tuple(sorted({*loaded["missing_keys"]} & {*dict(module.named_parameters())}))
+    named = dict(module.named_parameters())
+    return module, tokenizer, tuple(sorted({*loaded["missing_keys"]} & {*named} if loaded is not None else named))
+
+
+def resized(config: Any, name: str, sizes: Mapping[str, Any]) -> None:
+    """Sets sizes of a configuration. UserError for one that it does not have."""
+    for key, value in sizes.items():
+        if not hasattr(config, key):
+            known = [key for key, value in vars(config).items() if isinstance(value, int)]
+            raise UserError(f"student.config: the configuration of {name} has no {key!r}{closest(key, known)}")
+        setattr(config, key, value)
+    if hasattr(config, "layer_types") and "num_hidden_layers" in sizes:  # one entry a layer
+        config.layer_types = (config.layer_types * sizes["num_hidden_layers"])[: sizes["num_hidden_layers"]]
 
 
 def _tokenizer(library: Any, name: str, trust: bool) -> Any:
@@ -108,13 +133,24 @@ def _labels(config: Any, head: str, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def image_classifier(
-    name: str, options: dict[str, Any], default: ImageInput, trust: bool
+    name: str,
+    options: dict[str, Any],
+    default: ImageInput,
+    trust: bool,
+    sizes: Mapping[str, Any] | None = None,
+    classes: int | None = None,
 ) -> tuple[nn.Module, ImageInput]:
+    """An image classifier as it is saved, or with random weights and these `sizes` of its configuration."""
     library = transformers()
     with _explained(name, "image classifier"):
         # Neither None, which asks on a terminal, nor the file's own precision: training is in float32.
         kind = library.AutoModelForImageClassification
-        module = kind.from_pretrained(name, trust_remote_code=trust, **options).float()
+        if sizes:
+            config = library.AutoConfig.from_pretrained(name, trust_remote_code=trust)
+            resized(config, name, dict(sizes) | ({} if classes is None else {"num_labels": classes}))
+            module = kind.from_config(config, trust_remote_code=trust, **options).float()
+        else:
+            module = kind.from_pretrained(name, trust_remote_code=trust, **options).float()
     size = getattr(module.config, "image_size", None)
     declared = replace(
         default,

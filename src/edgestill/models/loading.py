@@ -28,6 +28,7 @@ def load_model(
     std: list[float] | None = None,
     size: int | None = None,
     trust_remote_code: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> Model:
     """A model from its spec.
 
@@ -40,6 +41,7 @@ def load_model(
         weights: safetensors or a plain state dict.
         mean, std, size: in place of what the model declares.
         trust_remote_code: whether an `hf:` model may run the code that it brings along.
+        config: sizes of an `hf:` model's configuration, which then has random weights.
     """
     options = dict(options or {})
     if "trust_remote_code" in options:
@@ -47,7 +49,7 @@ def load_model(
     if spec.startswith("timm:"):
         module, declared = _from_timm(spec[5:], classes, options, default, trained=weights is not None)
     elif spec.startswith("hf:"):
-        module, declared = image_classifier(spec[3:], options, default, trust_remote_code)
+        module, declared = image_classifier(spec[3:], options, default, trust_remote_code, config, classes)
     elif ".py:" in spec:
         module, declared = _from_function(spec, classes, options, default)
     elif exists(Path(spec) / STUDENT_FILE):
@@ -75,6 +77,17 @@ def load_model(
                 f"input.{name} of {spec} needs {expected.channels} numbers, one a channel; {len(values)} came"
             )
     return Model(module, spec, options, expected)
+
+
+def timm_models(pattern: str) -> list[str]:
+    """timm's models whose name matches a pattern, as specs. UserError where none does."""
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"timm: models need timm (pip install 'edgestill[timm]'): {first_line(error)}") from error
+    if not (names := timm.list_models(pattern)):
+        raise UserError(f"timm has no model that matches {pattern!r}{closest(pattern, timm.list_models())}")
+    return [f"timm:{name}" for name in names]
 
 
 def _from_function(

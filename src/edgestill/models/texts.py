@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ def load_text_model(
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     precision: Precision = "float32",
+    config: Mapping[str, Any] | None = None,
 ) -> Model:
     """A text model from its spec.
 
@@ -55,6 +56,7 @@ def load_text_model(
         tokenizer: for a function that returns none.
         trust_remote_code: whether an `hf:` model may run the code that it brings along.
         precision: what it computes in: a student and whatever is trained in float32, a teacher perhaps in less.
+        config: sizes of an `hf:` model's configuration, which then has random weights.
 
     Raises UserError for a model without a tokenizer, or with one that has more ids than the model has embeddings, and
     for a length that leaves no room for text.
@@ -66,7 +68,7 @@ def load_text_model(
         spec, own_options, weights, tokenizer = _saved(Path(spec), weights, tokenizer)
         options = own_options | options
     if spec.startswith("hf:"):
-        module, own, fresh = text_model(spec[3:], head, classes, options, trust_remote_code, LOADED[precision])
+        module, own, fresh = text_model(spec[3:], head, classes, options, trust_remote_code, LOADED[precision], config)
         if head == "embedding":
             pooling, most = written_layout(spec[3:])
             usual = min(usual, most or usual)

@@ -1,13 +1,15 @@
 """The recipe: everything that a run is told, as plain typed values. No torch, so that a typo is refused at once."""
 
+from edgestill.recipe.candidates import candidates
 from edgestill.recipe.sections import FromTeacher, Phase, Skill, Student, Teacher, Term, Width
 from edgestill.recipe.values import EMULATED, FORMATS, IMAGES, RUNTIMES, SOFT_LOSSES, TERM_LOSSES, TRAINED
-from edgestill.recipe.whole import Recipe, dump, load_recipe, load_recipes, validate
+from edgestill.recipe.whole import LIMITS, Recipe, dump, load_recipe, load_recipes, validate
 
 __all__ = [
     "EMULATED",
     "FORMATS",
     "IMAGES",
+    "LIMITS",
     "RUNTIMES",
     "SOFT_LOSSES",
     "TERM_LOSSES",
@@ -20,6 +22,7 @@ __all__ = [
     "Teacher",
     "Term",
     "Width",
+    "candidates",
     "dump",
     "load_recipe",
     "load_recipes",

@@ -9,6 +9,7 @@ from pydantic import (
     model_validator,
 )
 
+from edgestill.recipe.search import Search
 from edgestill.recipe.values import (
     SOFT_LOSSES,
     TERM_LOSSES,
@@ -105,7 +106,8 @@ Trust = Annotated[bool, Field(description="Run the code that a Hugging Face mode
 
 
 def _only_hugging_face(section: "Teacher | Student") -> None:
-    if section.trust_remote_code and not (section.model or "").startswith("hf:"):
+    open_search = getattr(section, "search", None) is not None  # its candidates are checked one by one
+    if section.trust_remote_code and not open_search and not (section.model or "").startswith("hf:"):
         raise ValueError(f"trust_remote_code is for hf: models alone; {section.model} came: leave it out")
 
 
@@ -201,7 +203,15 @@ class Student(Section):
     from_teacher: FromTeacher | None = Field(
         None, description="In place of a model: some of the teacher's blocks, channels and heads, or tokens."
     )
+    search: Search | None = Field(
+        None, description="In place of a model: the one of many that is best within the budget, by measurement."
+    )
     weights: str | None = Field(None, description="Weights that every arm starts from; random ones by default.")
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Of a model hf:FOLDER-OR-ID: sizes of its configuration, num_hidden_layers and the like, in "
+        "place of its own. It then begins from random weights.",
+    )
     lora: Lora | None = Field(
         None, description="Train adapters beside the student's linear layers alone; they are merged behind it."
     )
@@ -214,8 +224,10 @@ class Student(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Student":
-        if (self.model is None) == (self.from_teacher is None):
-            raise ValueError("needs `model` or `from_teacher`, and not both")
+        if [self.model, self.from_teacher, self.search].count(None) != 2:
+            raise ValueError("needs one of `model`, `from_teacher` and `search`")
+        if self.config and not (self.model or "").startswith("hf:"):
+            raise ValueError("config: is for hf: models alone")
         if self.from_teacher is not None and (self.weights is not None or self.classifier == "teacher"):
             raise ValueError("from_teacher: it begins from the teacher's weights, and has its own classifier")
         _only_hugging_face(self)
@@ -447,6 +459,10 @@ class Skill(Section):
         if self.length is not None and self.tokens >= self.length and written:
             raise ValueError(f"tokens: a reply of {self.tokens} leaves a prompt no room in a length of {self.length}")
         return self
+
+
+class Compute(Section):
+    time: Duration | None = Field(None, description="Of a search: most time that it takes, as in 2 h.")
 
 
 class Budget(Section):

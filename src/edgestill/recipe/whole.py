@@ -20,6 +20,7 @@ from edgestill.recipe.sections import (
     Budget,
     Capture,
     Compare,
+    Compute,
     Data,
     Distill,
     Phase,
@@ -43,8 +44,11 @@ from edgestill.recipe.values import (
     Section,
     format_name,
 )
+from edgestill.units import parse_bytes, parse_seconds
 
 Whole = TypeVar("Whole", bound=Section)
+LIMITS = ("size", "latency", "memory")
+"""Of a budget, those that a file meets or misses without training."""
 
 
 class Recipe(Section):
@@ -76,6 +80,7 @@ class Recipe(Section):
         default_factory=dict,
         description="What a language model must be able to do, by name: each a data set and a scorer.",
     )
+    compute: Compute = Field(default_factory=Compute, description="What a search of students may take.")
     compare: Compare = Field(default_factory=Compare, description="What the student is compared with.")
     budget: Budget = Field(default_factory=Budget, description="Limits that the artifact must meet.")
     export: list[Annotated[str, AfterValidator(format_name)]] = Field(
@@ -227,7 +232,7 @@ class Recipe(Section):
         section = self.student.from_teacher
         terms = [term for phase in self.phases for term in phase.terms or ()]
         if section is None:
-            if any(term.map == "origin" for term in (*self.distill.terms, *terms)):
+            if self.student.search is None and any(term.map == "origin" for term in (*self.distill.terms, *terms)):
                 raise ValueError("map: origin is of a student that is built from its teacher: set student.from_teacher")
             return
         if self.task in IMAGES and section.vocabulary != "all":
@@ -239,6 +244,28 @@ class Recipe(Section):
             )
         if self.task == "sentence-embedding" and section.importance == "taylor":
             raise ValueError("student.from_teacher.importance: taylor needs labels, of which texts to embed have none")
+
+    @model_validator(mode="after")
+    def _searchable(self) -> "Recipe":
+        budget = self.budget
+        if self.student.search is None:
+            if self.compute.time is not None:
+                raise ValueError("compute.time: is of a search; the recipe has no student.search")
+            return self
+        limits = {name: value for name in LIMITS if (value := getattr(budget, name)) is not None}
+        if not limits:
+            raise ValueError(
+                "student.search: chooses within a budget: set budget.size, budget.latency or budget.memory"
+            )
+        for name, text in limits.items():
+            if not (parse_seconds if name == "latency" else parse_bytes)(text):
+                raise ValueError(f"budget.{name}: {text} leaves room for nothing")
+        if budget.size and budget.memory and parse_bytes(budget.memory) < parse_bytes(budget.size):
+            raise ValueError(
+                f"budget: memory, {budget.memory}, contradicts size, {budget.size}: a file that runs is in memory "
+                "whole; raise the one or lower the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _measurable(self) -> "Recipe":
@@ -328,6 +355,8 @@ def load_recipes(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str,
             made = validate(raw | {"student": section})
         except UserError as error:
             raise UserError(f"{error} (student {place} of the list)") from None
+        if made.student.search is not None:
+            raise UserError("recipe: student: a search is a run of its own: take it out of the list")
         name = made.student.name or _student_name(made.student, place)
         if name in recipes:
             raise UserError(f"recipe: student: two are called {name!r}: give them a `name` each")

@@ -252,6 +252,13 @@ def train_arm(
     return student, Outcome(seed, quality, trained, rows)
 
 
+def train_short(
+    job: Job, seed: int, ranks: NDArray[np.float64] | None, out: Path, track: Track, resume: bool
+) -> Trained:
+    """Trains the student with a seed, without reading the test set."""
+    return _train(job, STUDENT, seed, job.student(seed), ranks, out, lambda line: None, track, resume)
+
+
 def _train(
     job: Job,
     arm: str,

@@ -66,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     _recipe(sub)
     sub.add_argument("--out", metavar="DIR", required=True, help="the store; one that is there is gone on with")
     sub.add_argument("--quiet", action="store_true", help="nothing but the result")
-    sub = add("plan", _plan, "what a capture is going to cost: teacher passes, time, and bytes by codec")
+    sub = add("plan", _plan, "of a student.search the best within the budget; else what a capture is going to cost")
     _recipe(sub)
+    sub.add_argument("--out", metavar="DIR", help="a search's folder; `run … --resume` then trains the chosen")
+    sub.add_argument("--resume", action="store_true", help="go on with an interrupted plan in --out")
     _output(sub)
     sub = add("paper", _paper, "a whole job on paper: parameters, operations, memory, stores and hours of large models")
     sub.add_argument("job", metavar="JOB", help="a YAML file, or 8b-1b or 70b-3b")
@@ -154,7 +156,14 @@ def _do_run(options: argparse.Namespace, deliver: bool) -> int:
     options.out = options.out or fresh()
 
     given = {"resume": options.resume, "track": _track(options), "deliver_files": deliver}
-    result = run(recipes[""], options.out, **given) if "" in recipes else run_students(recipes, options.out, **given)
+    if "" in recipes and recipes[""].student.search is not None:
+        from edgestill.planner import search
+
+        result = search(recipes[""], options.out, **given)
+    elif "" in recipes:
+        result = run(recipes[""], options.out, **given)
+    else:
+        result = run_students(recipes, options.out, **given)
     return _show(result, options) if result else OK  # process 0 of several shows it
 
 
@@ -175,12 +184,27 @@ def _plan(options: argparse.Namespace) -> int:
     from edgestill.recipe import load_recipes
 
     recipe = next(iter(load_recipes(options.recipe, options.overrides).values()))
+    if recipe.student.search is not None:
+        return _search(recipe, options)
+    if options.out or options.resume:
+        raise UserError("--out and --resume: of a recipe with student.search, whose plan is a folder")
     from edgestill.stores import plan
     from edgestill.words import planned
 
     found = plan(recipe, track=_track(options))
     print(json.dumps(found, indent=1) if options.json else planned(found))
     return OK
+
+
+def _search(recipe: Any, options: argparse.Namespace) -> int:
+    """The plan of a search: its candidates, measured and compared, and which of them to train."""
+    from edgestill.folder import fresh
+    from edgestill.planner import search
+
+    if options.resume and not options.out:
+        raise UserError("--resume needs --out, the folder of the plan to go on with")
+    options.out = options.out or fresh()
+    return _show(search(recipe, options.out, resume=options.resume, track=_track(options), train=False), options)
 
 
 def _paper(options: argparse.Namespace) -> int:
@@ -293,12 +317,17 @@ def _track(options: argparse.Namespace) -> Any:
 
 
 def _show(result: dict[str, Any], options: argparse.Namespace) -> int:
-    from edgestill.words import students, summary
+    from edgestill.words import searched, students, summary
 
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        print(students(result) if "students" in result else "\n".join(summary(result)))
+        if "search" in result:
+            print("\n".join(searched(result)))
+        if "students" in result:
+            print(students(result))
+        elif "arms" in result:
+            print("\n".join(summary(result)))
         if "report" in result:
             print(f"report   {result['report']}")
     return OK if result.get("budget", {"met": True})["met"] else MISSED

@@ -245,7 +245,7 @@ def describe_artifacts(
     job: Job, student: Student, made: Mapping[str, Path], out: Path, track: Track
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[np.float32]]]:
     """Verifies each artifact against the student and scores it on the test set: descriptions, and logits [N, K]."""
-    stretches = _real_inputs(job, student.model.input, job.recipe.verify.samples)
+    stretches = real_inputs(job, student.model.input, job.recipe.verify.samples)
     expected = [module_outputs(plain_logits(student.model), samples, max(BATCHES)) for samples in stretches]
     simulated: dict[bool, NDArray[np.float32]] = {}
     described, answers = [], {}
@@ -345,36 +345,28 @@ def bench_artifacts(
         name: Artifact(
             path,
             kind.runtime_file,
-            _empty(kind, (job.teacher if name.startswith("teacher:") else student.model).input, out),
+            empty(kind, (job.teacher if name.startswith("teacher:") else student.model).input, out),
             kind.torch,
             kind.batched,
         )
         for name, (kind, path) in files.items()
     }
-    own, teachers = (_real_inputs(job, model.input, BENCH_SAMPLES) for model in (student.model, job.teacher))
+    own, teachers = (real_inputs(job, model.input, BENCH_SAMPLES) for model in (student.model, job.teacher))
     samples = {name: (teachers if name.startswith("teacher:") else own)[-1] for name in files}
     shortest = {name: (teachers if name.startswith("teacher:") else own)[0] for name in files}
     if len(own) > 1:  # texts: at their shortest length too
         artifacts |= {f"{name}{SHORTEST}": artifact for name, artifact in artifacts.items()}
         samples |= {f"{name}{SHORTEST}": inputs[:, :, : _shortest(inputs)] for name, inputs in shortest.items()}
-    threads, host = job.recipe.budget.threads, job.recipe.bench.host
-    if host is None or host == EMULATED:
-        where: dict[str, Any] = {"host": None, "hardware": hardware()}
-        measured = bench(artifacts, samples, threads=threads, track=track)
-    else:
-        measured, found_hardware = bench_remote(
-            host, artifacts, samples, threads=threads, python=job.recipe.bench.python, track=track
-        )
-        where = {"host": host, "hardware": found_hardware}
-    found = {name: _measured(measured[name]) for name in files}
+    measured, where = timed(job, artifacts, samples, track)
+    found = {name: figures(measured[name]) for name in files}
     for name in files if len(own) > 1 else ():
-        latency = _measured(measured[f"{name}{SHORTEST}"])["latency_ms"]
+        latency = figures(measured[f"{name}{SHORTEST}"])["latency_ms"]
         found[name] |= {"tokens": samples[name].shape[-1]}
         found[name]["shortest"] = {"tokens": samples[f"{name}{SHORTEST}"].shape[-1], "latency_ms": latency}
     for name, (kind, _) in files.items():
         teacher = found[f"teacher:{kind.backend}"]
         found[name]["latency_ratio"] = found[name]["latency_ms"]["p50"] / teacher["latency_ms"]["p50"]
-    if host == EMULATED:
+    if job.recipe.bench.host == EMULATED:
         for name, path in ((name, path) for name, path in made.items() if format_of(name).backend == "onnx"):
             chosen = own[-1][:EMULATED_SAMPLES]
             found[name]["emulated"] = _emulated(job, path, chosen, format_of(name).how != "graph", track)
@@ -384,7 +376,21 @@ def bench_artifacts(
     return found, where
 
 
-def _measured(m: Measurement) -> dict[str, Any]:
+def timed(
+    job: Job, artifacts: Mapping[str, Artifact], samples: Mapping[str, NDArray[Any]], track: Track
+) -> tuple[dict[str, Measurement], dict[str, Any]]:
+    """Artifacts measured by turns where the recipe says, and where that was."""
+    threads, host = job.recipe.budget.threads, job.recipe.bench.host
+    if host is None or host == EMULATED:
+        return bench(artifacts, samples, threads=threads, track=track), {"host": None, "hardware": hardware()}
+    measured, found = bench_remote(
+        host, artifacts, samples, threads=threads, python=job.recipe.bench.python, track=track
+    )
+    return measured, {"host": host, "hardware": found}
+
+
+def figures(m: Measurement) -> dict[str, Any]:
+    """What result.json holds of a measurement."""
     entry = {
         "bytes": m.bytes,
         "latency_ms": {"p50": m.p50 * 1e3, "p90": m.p90 * 1e3, "p99": m.p99 * 1e3},
@@ -427,7 +433,7 @@ def _reference(model: Model, role: str, kind: Format, path: Path) -> None:
             raise UserError(f"bench: the {role}, to compare with: {error}") from error
 
 
-def _empty(kind: Format, expected: Expected, out: Path) -> Path:
+def empty(kind: Format, expected: Expected, out: Path) -> Path:
     """A model that does nothing with such inputs, in the format: what memory is measured over."""
     shape = probe_of(expected)[0].shape[1:]
     path = out / "arms" / f"empty-{kind.backend}-{'x'.join(map(str, shape))}{kind.suffix}"
@@ -445,7 +451,7 @@ def write_empty(kind: Format, expected: Expected, path: Path) -> None:
         BACKENDS[kind.backend].write_empty(path, probe)
 
 
-def _real_inputs(job: Job, expected: Expected, count: int) -> list[NDArray[Any]]:
+def real_inputs(job: Job, expected: Expected, count: int) -> list[NDArray[Any]]:
     """`count` real samples, from the test split on, as an artifact takes them: images as one array; texts as two, the
     shorter half and the longer, of which each is as long as its longest; of a language model, that many tokens."""
     splits = (job.splits.test, job.splits.validation, job.splits.train)

@@ -1,6 +1,7 @@
 """A result in words: what the command line's last lines and the model card say."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from edgestill.units import format_bytes, format_seconds
@@ -138,6 +139,43 @@ def students(result: Result) -> str:
             )
         )
     return _columns(rows)
+
+
+MOST_ROWS = 12
+
+
+def searched(result: Result) -> list[str]:
+    """A search's candidates, those that came furthest first, and the choice; where none fits, what to relax."""
+    search, metric = result["search"], result["metric"]
+    shown = percent if metric["higher_is_better"] else _number
+    if "nearest" in search:
+        nearest = next(one for one in search["candidates"] if one["name"] == search["nearest"])
+        return [
+            f"search   none of {len(search['candidates'])} candidates is within the budget; the nearest is "
+            f"{nearest['name']}, {nearest['why'].removeprefix('outside the budget: ')}",
+            f"relax    {search['relax']}",
+        ]
+    chosen = search["chosen"]
+    rows: list[tuple[str, ...]] = [("candidate", "parameters", "file", "bytes", "p50 ms", metric["name"], "")]
+    for one in sorted(search["candidates"], key=partial(_standing, chosen, metric["higher_is_better"]))[:MOST_ROWS]:
+        file = next((file for file in one.get("files", ()) if file["name"] == one.get("file")), None)
+        measured = (file["name"], f"{file['bytes']:,}", f"{file['latency_ms']['p50']:.3f}") if file else ("–",) * 3
+        quality = f"{shown(one['quality'])} at {one['rungs'][-1]['share']:.0%}" if "quality" in one else "–"
+        why = "chosen" if one["name"] == chosen else one["why"]
+        rows.append((one["name"], f"{one['parameters']:,}" if "parameters" in one else "–", *measured, quality, why))
+    more = len(search["candidates"]) - MOST_ROWS
+    return [_columns(rows)] + ([f"and {more} more, in the report"] if more > 0 else []) + [f"chosen   {chosen}"]
+
+
+def _standing(chosen: str, higher: bool, one: Result) -> tuple[float, ...]:
+    """The chosen one first, then by how far one came, then by quality, those outside last by what they miss."""
+    quality = one.get("quality", 0.0)
+    return (
+        one["name"] != chosen,
+        -len(one.get("rungs", ())),
+        -quality if higher else quality,
+        one.get("missed_by", float("inf")),
+    )
 
 
 def _skill(entry: Result, model: str) -> str:

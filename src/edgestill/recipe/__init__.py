@@ -1,6 +1,6 @@
 """The recipe: everything that a run is told, as plain typed values. No torch, so that a typo is refused at once."""
 
-from edgestill.recipe.candidates import candidates
+from edgestill.recipe.candidates import Candidate, candidates
 from edgestill.recipe.sections import FromTeacher, Phase, Skill, Student, Teacher, Term, Width
 from edgestill.recipe.values import EMULATED, FORMATS, IMAGES, RUNTIMES, SOFT_LOSSES, TERM_LOSSES, TRAINED
 from edgestill.recipe.whole import LIMITS, Recipe, dump, load_recipe, load_recipes, validate
@@ -14,6 +14,7 @@ __all__ = [
     "SOFT_LOSSES",
     "TERM_LOSSES",
     "TRAINED",
+    "Candidate",
     "FromTeacher",
     "Phase",
     "Recipe",

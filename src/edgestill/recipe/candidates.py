@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgestill.errors import UserError, first_line
 from edgestill.functions import load_function
@@ -10,9 +10,17 @@ from edgestill.recipe.search import MOST, choices
 from edgestill.recipe.whole import Recipe, validate
 
 
-def candidates(recipe: Recipe, models_of: Callable[[str], Sequence[str]] = lambda spec: [spec]) -> dict[str, Recipe]:
-    """The recipes of a search's candidates, by name: each student with each technique. `models_of` gives the models
-    that a spec stands for. UserError for fewer than two, and for one that is no student."""
+class Candidate(NamedTuple):
+    """A student with a technique, their names, and their recipe."""
+
+    recipe: Recipe
+    student: str
+    technique: str
+
+
+def candidates(recipe: Recipe, models_of: Callable[[str], Sequence[str]] = lambda spec: [spec]) -> dict[str, Candidate]:
+    """A search's candidates by name: each student with each technique. `models_of` gives the models that a spec stands
+    for. UserError for fewer than two, and for one that is no student."""
     search, raw = recipe.student.search, recipe.model_dump(exclude_none=True)
     assert search is not None
     beside = {key: value for key, value in raw["student"].items() if key != "search"}
@@ -29,21 +37,27 @@ def candidates(recipe: Recipe, models_of: Callable[[str], Sequence[str]] = lambd
             for told, sizes in choices(space)
         }
     techniques = dict(_technique(number, keys) for number, keys in enumerate(search.distill)) or {"": {}}
-    made = {
-        re.sub(r"[^\w.-]+", "-", "-".join(filter(None, (name, technique)))): raw
-        | {"student": beside | student, "distill": raw["distill"] | keys}
-        for name, student in students.items()
-        for technique, keys in techniques.items()
-    }
-    if len(made) < 2:
-        what = "one came: name it in place of the search" if made else "none came: a list of choices has no entry"
+    raw.pop("compute")  # of the search
+    count = len(students) * len(techniques)
+    if count < 2:
+        what = "one came: name it in place of the search" if count else "none came: a list of choices has no entry"
         raise UserError(f"recipe: student.search: needs at least two candidates; {what}")
-    if len(made) > MOST:
-        raise UserError(f"recipe: student.search: at most {MOST} candidates; {len(made)} came: leave choices out")
-    return {name: _candidate(name, one) for name, one in made.items()}
+    if count > MOST:
+        raise UserError(f"recipe: student.search: at most {MOST} candidates; {count} came: leave choices out")
+    made: dict[str, Candidate] = {}
+    for student, section in students.items():
+        for technique, keys in techniques.items():
+            name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, (student, technique))))
+            if name in made:
+                raise UserError(
+                    f"recipe: student.search: two candidates are called {name}: give techniques a name each"
+                )
+            one = raw | {"student": beside | section, "distill": raw["distill"] | keys}
+            made[name] = Candidate(_validated(name, one), student, technique)
+    return made
 
 
-def _candidate(name: str, raw: dict[str, Any]) -> Recipe:
+def _validated(name: str, raw: dict[str, Any]) -> Recipe:
     try:
         return validate(raw)
     except UserError as error:

@@ -40,9 +40,12 @@ class Search(Section):
     headroom: Annotated[Fraction, Field(lt=1)] = Field(
         0.15, description="Share of the limits of latency and memory that a candidate leaves free; sizes do not vary."
     )
-    first_rung: SomeShare = Field(0.05, description="Share of train.epochs that all candidates are trained for.")
+    last_rung: SomeShare = Field(
+        1 / 3,
+        description="Share of train.epochs that the last few candidates are trained for, each rung before it less.",
+    )
     reduction: Annotated[int, Field(ge=2, le=16)] = Field(
-        3, description="One in how many goes on to a training that is as many times as long."
+        3, description="One in how many goes on to the next rung, a training that is as many times as long."
     )
 
     @model_validator(mode="after")

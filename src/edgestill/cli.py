@@ -141,20 +141,24 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _do_run(options: argparse.Namespace, deliver: bool) -> int:
-    from edgestill.recipe import load_recipes
+    from edgestill.recipe import STEP, load_recipes
 
     with met_by_all():
         recipes = load_recipes(options.recipe, options.overrides)
     from edgestill.folder import fresh
     from edgestill.run import run
     from edgestill.several import run_students
+    from edgestill.steps import run_steps
 
     if options.resume and not options.out:
         raise UserError("--resume needs --out, the folder of the run to go on with")
     options.out = options.out or fresh()
 
     given = {"resume": options.resume, "track": _track(options), "deliver_files": deliver}
-    result = run(recipes[""], options.out, **given) if "" in recipes else run_students(recipes, options.out, **given)
+    if "" in recipes:
+        result = run(recipes[""], options.out, **given)
+    else:
+        result = (run_steps if STEP.format(1) in recipes else run_students)(recipes, options.out, **given)
     return _show(result, options) if result else OK  # process 0 of several shows it
 
 
@@ -293,12 +297,15 @@ def _track(options: argparse.Namespace) -> Any:
 
 
 def _show(result: dict[str, Any], options: argparse.Namespace) -> int:
-    from edgestill.words import students, summary
+    from edgestill.words import steps, students, summary
 
     if options.json:
         print(json.dumps(result, indent=1))
     else:
-        print(students(result) if "students" in result else "\n".join(summary(result)))
+        said = (
+            students(result) if "students" in result else "\n".join((steps if "steps" in result else summary)(result))
+        )
+        print(said)
         if "report" in result:
             print(f"report   {result['report']}")
     return OK if result.get("budget", {"met": True})["met"] else MISSED

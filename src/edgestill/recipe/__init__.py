@@ -1,8 +1,9 @@
 """The recipe: everything that a run is told, as plain typed values. No torch, so that a typo is refused at once."""
 
+from edgestill.recipe.loading import STEP, load_recipe, load_recipes
 from edgestill.recipe.sections import FromTeacher, Phase, Skill, Student, Teacher, Term, Width
 from edgestill.recipe.values import EMULATED, FORMATS, IMAGES, RUNTIMES, SOFT_LOSSES, TERM_LOSSES, TRAINED
-from edgestill.recipe.whole import Recipe, dump, load_recipe, load_recipes, validate
+from edgestill.recipe.whole import Recipe, dump, validate
 
 __all__ = [
     "EMULATED",
@@ -10,6 +11,7 @@ __all__ = [
     "IMAGES",
     "RUNTIMES",
     "SOFT_LOSSES",
+    "STEP",
     "TERM_LOSSES",
     "TRAINED",
     "FromTeacher",

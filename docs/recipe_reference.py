@@ -23,8 +23,11 @@ def reference() -> str:
         rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
         inner = []
         required = section.get("required", [])
+        either = [name for part in section.get("oneOf", []) for name in part["required"]]
         for name, field in section["properties"].items():
             default = "required" if name in required else _default(field)
+            if name in either:
+                default = "this or " + ", ".join(f"`{other}`" for other in either if other != name)
             rows.append(f"| `{name}` | {_type(field)} | {default} | {field.get('description', '')} |")
             if target := _target(field):
                 path = f"{title}.{name}" if title else name

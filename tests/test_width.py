@@ -141,6 +141,19 @@ def test_the_vectors_of_an_embedder_stay_as_long_as_they_are() -> None:
     assert forward(student.module, IDS).shape == (2, 16)
 
 
+def test_a_student_of_a_student_is_built_by_its_file(tmp_path: Path) -> None:
+    """The file of the second holds that of the first: what each leaves out, and its sizes, stay apart."""
+    model = image_teacher(f"{NETS}:resnet20")
+    images = torch.randn(2, 3, 32, 32)
+    for place, section in enumerate((FromTeacher(depth=0.8, width=0.5), FromTeacher(depth=0.8))):
+        student = from_teacher(section, model, None)
+        save_student(student, tmp_path / str(place), tuple("abcde"))
+        model = load_model(str(tmp_path / str(place)), classes=5, default=IMAGES)
+        with torch.no_grad():
+            torch.testing.assert_close(model.module.eval()(images), student.module(images), rtol=0, atol=0)
+    assert sum(type(module).__name__ == "Block" for module in model.module.modules()) == 6  # 9, 7, 6
+
+
 @pytest.mark.parametrize("kind", ["convolutional", "transformer"])
 def test_vision_models_of_hugging_face_are_cut_and_load(kind: str, tmp_path: Path) -> None:
     """Also with random weights, which are none of the teacher's."""

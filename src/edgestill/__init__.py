@@ -13,6 +13,7 @@ _HOMES = {
     "load_recipes": "edgestill.recipe",
     "run": "edgestill.run",
     "run_students": "edgestill.several",
+    "run_steps": "edgestill.steps",
     "Objective": "edgestill.objective",
     "Term": "edgestill.objective",
     "Signal": "edgestill.signals",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from edgestill.schedule import Schedule as Schedule
     from edgestill.several import run_students as run_students
     from edgestill.signals import Signal as Signal
+    from edgestill.steps import run_steps as run_steps
     from edgestill.taps import record as record
     from edgestill.taps import stages as stages
 

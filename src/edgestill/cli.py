@@ -143,13 +143,14 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _do_run(options: argparse.Namespace, deliver: bool) -> int:
-    from edgestill.recipe import load_recipes
+    from edgestill.recipe import STEP, load_recipes
 
     with met_by_all():
         recipes = load_recipes(options.recipe, options.overrides)
     from edgestill.folder import fresh
     from edgestill.run import run
     from edgestill.several import run_students
+    from edgestill.steps import run_steps
 
     if options.resume and not options.out:
         raise UserError("--resume needs --out, the folder of the run to go on with")
@@ -163,7 +164,7 @@ def _do_run(options: argparse.Namespace, deliver: bool) -> int:
     elif "" in recipes:
         result = run(recipes[""], options.out, **given)
     else:
-        result = run_students(recipes, options.out, **given)
+        result = (run_steps if STEP.format(1) in recipes else run_students)(recipes, options.out, **given)
     return _show(result, options) if result else OK  # process 0 of several shows it
 
 
@@ -317,7 +318,7 @@ def _track(options: argparse.Namespace) -> Any:
 
 
 def _show(result: dict[str, Any], options: argparse.Namespace) -> int:
-    from edgestill.words import searched, students, summary
+    from edgestill.words import searched, steps, students, summary
 
     if options.json:
         print(json.dumps(result, indent=1))
@@ -326,6 +327,8 @@ def _show(result: dict[str, Any], options: argparse.Namespace) -> int:
             print("\n".join(searched(result)))
         if "students" in result:
             print(students(result))
+        elif "steps" in result:
+            print("\n".join(steps(result)))
         elif "arms" in result:
             print("\n".join(summary(result)))
         if "report" in result:

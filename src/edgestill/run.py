@@ -362,9 +362,10 @@ def _again(
     """Does a step behind the trainings on a run folder, and writes result.json, the card and the report anew. What it
     `needs` is asked for before anything is written."""
     result = folder.read_json(place / folder.RESULT)
-    if "students" in result:
-        several = ", ".join(str(place / one["path"]) for one in result["students"])
-        raise UserError(f"{place} holds the runs of several students: name one of {several}")
+    for key, held in (("students", "several students"), ("steps", "several steps")):
+        if key in result:
+            several = ", ".join(str(place / one["path"]) for one in result[key])
+            raise UserError(f"{place} holds the runs of {held}: name one of {several}")
     if "student" not in result or not (place / "student" / STUDENT_FILE).is_file():
         raise UserError(f"{place} has no trained student yet; `edgestill run … --out {place} --resume` trains it")
     recipe = load_recipe(place / folder.RECIPE, overrides)

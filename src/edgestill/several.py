@@ -16,6 +16,8 @@ from edgestill.train import Track
 
 Result = dict[str, Any]
 TAKEN = ("report.html", RESULT, "teachers")
+SHARED = ("date", "task", "metric", "data", "teacher")
+"""What all runs of a result have in common."""
 
 
 def run_students(
@@ -45,7 +47,7 @@ def run_students(
     for name in recipes:
         if not done[name]:
             processes.agree(partial(_check, name, recipes[name], track, deliver_files))
-    processes.first(lambda: _create(place, resume))
+    processes.first(lambda: create(place, resume, "students"))
     results: dict[str, Result] = {}
     for name, recipe in recipes.items():
         own = place / name
@@ -65,24 +67,28 @@ def _begun(
     """The folder, and which students are done in it. UserError for one that is taken, and for a student that was done
     by another recipe."""
     folder.refuse_taken(place, resume)
-    done = {}
-    for name, recipe in recipes.items():
+    for name in recipes:
         if name in TAKEN:
             raise UserError(f"student.name: {name} is the name of another file of the folder: choose another")
-        own = place / name
-        found = folder.read_json(own / RESULT) if (own / RESULT).is_file() else {}
-        done[name] = found.get("status") == "done" and (not deliver_files or "budget" in found)
-        if done[name] and (own / folder.RECIPE).read_text(encoding="utf-8") != dump(recipe):
-            raise UserError(
-                f"--resume: {own} is done with another recipe than this one; set it back, or give another --out"
-            )
-    return place, done
+    return place, {name: is_done(place / name, recipe, deliver_files) for name, recipe in recipes.items()}
 
 
-def _create(place: Path, resume: bool) -> None:
+def is_done(own: Path, recipe: Recipe, delivered: bool) -> bool:
+    """Whether one of several runs is done, `delivered` where it is to be. UserError where it was by another recipe."""
+    found = folder.read_json(own / RESULT) if (own / RESULT).is_file() else {}
+    done = found.get("status") == "done" and (not delivered or "budget" in found)
+    if done and (own / folder.RECIPE).read_text(encoding="utf-8") != dump(recipe):
+        raise UserError(
+            f"--resume: {own} is done with another recipe than this one; set it back, or give another --out"
+        )
+    return done
+
+
+def create(place: Path, resume: bool, key: str) -> None:
+    """Makes the folder of several runs, with a result that lists none yet under `key`."""
     folder.create(place, resume)
     if not (place / RESULT).is_file():  # so that a run that is killed now can be gone on with
-        folder.write_json(place / RESULT, {"version": 1, "status": "running", "students": []})
+        folder.write_json(place / RESULT, {"version": 1, "status": "running", key: []})
 
 
 def _check(name: str, recipe: Recipe, track: Track, deliver_files: bool) -> None:
@@ -98,18 +104,19 @@ def _check(name: str, recipe: Recipe, track: Track, deliver_files: bool) -> None
 def gathered(results: Mapping[str, Result], status: str) -> Result:
     """One result of several runs."""
     first = next(iter(results.values()))
-    students = [_student(name, result) for name, result in results.items()]
+    students = [entry(name, result) for name, result in results.items()]
     judged = [one["budget"] for one in students if "budget" in one]
     return {
         "version": 1,
         "status": status,
-        **{key: first[key] for key in ("date", "task", "metric", "data", "teacher")},
+        **{key: first[key] for key in SHARED},
         "students": students,
         "budget": {"met": any(budget["met"] for budget in judged) or not judged},
     }
 
 
-def _student(name: str, result: Result) -> Result:
+def entry(name: str, result: Result) -> Result:
+    """What the result of several runs says of one of them."""
     arms = result["arms"]
     kept = ("mean", "std", "retained", "gap", "difference")
     return {

@@ -53,18 +53,9 @@ def summary(result: Result) -> list[str]:
     lines: list[str] = []
     student, teacher = result["arms"]["student"], result["teacher"]
     seeds = len(student["seeds"])
-    over = f", mean of {seeds} seeds" if seeds > 1 else ""
     metric = result["metric"]
     shown, apart = (percent, points) if metric["higher_is_better"] else (_number, _signed)
-    kept = f"{shown(student['mean'])} of {shown(teacher['quality'])} {metric['name']}{over}"
-    if "retained" in student:
-        share = student["retained"]
-        above = (
-            "nothing of a teacher at chance" if share is None else f"{share * 100:.1f} % of the teacher above chance"
-        )
-        lines.append(f"kept     {above}: {kept}")
-    else:
-        lines.append(f"gap      {apart(student['gap'])} {metric['name']} to the teacher: {kept}; lower is better")
+    lines.append(_kept(result, student, student["mean"], f", mean of {seeds} seeds" if seeds > 1 else ""))
     if difference := student.get("difference"):
         interval = "no interval"
         if difference["interval"]:
@@ -92,6 +83,18 @@ def summary(result: Result) -> list[str]:
     return lines
 
 
+def _kept(result: Result, kept: Result, quality: float, over: str) -> str:
+    """What a student of that quality keeps of the result's teacher."""
+    metric = result["metric"]
+    shown, apart = (percent, points) if metric["higher_is_better"] else (_number, _signed)
+    of = f"{shown(quality)} of {shown(result['teacher']['quality'])} {metric['name']}{over}"
+    if "retained" not in kept:
+        return f"gap      {apart(kept['gap'])} {metric['name']} to the teacher: {of}; lower is better"
+    share = kept["retained"]
+    above = "nothing of a teacher at chance" if share is None else f"{share * 100:.1f} % of the teacher above chance"
+    return f"kept     {above}: {of}"
+
+
 def skill_lines(result: Result) -> list[str]:
     """A line a skill: what the student scores, and what the file that was judged retains of the teacher's."""
     lines, artifact = [], judged_artifact(result)
@@ -115,17 +118,19 @@ def skill_lines(result: Result) -> list[str]:
 
 
 def students(result: Result) -> str:
-    """Several students of one teacher, a line each."""
-    metric, teacher, first = result["metric"], result["teacher"], result["students"][0]
+    """Several students of one teacher, or the steps from it to one, a line each."""
+    what = "student" if "students" in result else "step"
+    metric, teacher, listed = result["metric"], result["teacher"], result[f"{what}s"]
+    first = listed[0]
     shown = percent if metric["higher_is_better"] else _number
     rows: list[tuple[str, ...]] = [
-        ("student", "parameters", metric["name"], "baseline", "file", "bytes", "p50 ms", *first["skills"]),
+        (what, "parameters", metric["name"], "baseline", "file", "bytes", "p50 ms", *first["skills"]),
         (
             *("(teacher)", f"{teacher['parameters']:,}", shown(teacher["quality"]), "", "", "", ""),
             *(_skill(entry, "teacher") for entry in first["skills"].values()),
         ),
     ]
-    for one in result["students"]:
+    for one in listed:
         artifact = judged_artifact(one) or next(iter(one["artifacts"]), None)
         baseline, file = one["arms"].get("baseline"), ("–",) * 3
         if artifact:
@@ -139,6 +144,13 @@ def students(result: Result) -> str:
             )
         )
     return _columns(rows)
+
+
+def steps(result: Result) -> list[str]:
+    """The steps from teacher to student, what the last one keeps of the first teacher, and what the budget says."""
+    last, metric = result["steps"][-1], result["metric"]
+    shown = percent if metric["higher_is_better"] else _number
+    return [students(result), _kept(result, last, last["quality"], ""), *_budget(result.get("budget", {}), shown)]
 
 
 MOST_ROWS = 12

@@ -1,20 +1,18 @@
-"""The recipe as a whole: what its sections must be to each other, reading it, and its first mistake in one line."""
+"""The recipe as a whole: what its sections must be to each other, and its first mistake in one line."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
 
 from edgestill.errors import UserError, closest
-from edgestill.reading import read
 from edgestill.recipe.sections import (
     Bench,
     Budget,
@@ -33,6 +31,7 @@ from edgestill.recipe.sections import (
     Views,
     default_phases,
 )
+from edgestill.recipe.steps import Step, listed, refuse_rising
 from edgestill.recipe.values import (
     EMULATED,
     FORMATS,
@@ -51,8 +50,16 @@ LIMITS = ("size", "latency", "memory")
 """Of a budget, those that a file meets or misses without training."""
 
 
+def _either(schema: dict[str, Any]) -> None:
+    """`student` or `students`."""
+    schema["required"].remove("student")
+    schema["oneOf"] = [{"required": ["student"]}, {"required": ["students"]}]
+
+
 class Recipe(Section):
     """A run, whole: what to distil from what on which data, how, and what must come out."""
+
+    model_config = ConfigDict(json_schema_extra=_either)
 
     task: Literal[
         "image-classification", "text-classification", "sentence-embedding", "language-modeling", "instruction"
@@ -67,6 +74,12 @@ class Recipe(Section):
         json_schema_extra=lambda schema: schema.update(
             anyOf=[{"$ref": schema["$ref"]}, {"type": "array", "items": {"$ref": schema.pop("$ref")}, "minItems": 2}]
         ),
+    )
+    students: list[Step] | None = Field(
+        None,
+        description="In place of `student`: the steps from teacher to student, each made of the one before, with sizes "
+        "as shares of the first teacher's; 0.5 is short for {width: 0.5}.",
+        json_schema_extra=listed,
     )
     distill: Distill = Field(default_factory=Distill, description="What is learned from the teacher.")
     phases: list[Phase] = Field(
@@ -116,6 +129,19 @@ class Recipe(Section):
         if isinstance(teacher, dict) and isinstance(teacher.get("fit"), dict):
             made["teacher"] = teacher | {"fit": usual | teacher["fit"]}
         return made
+
+    @model_validator(mode="after")
+    def _in_steps(self) -> "Recipe":
+        if self.students is None:
+            return self
+        refuse_rising(self.students)
+        if self.teacher.store is not None:
+            raise ValueError("teacher.store: is of one teacher, and each of the students has another: leave it out")
+        if self.budget.keep:
+            raise ValueError(
+                "budget.keep: is a share of the teacher's, and the last of the students has another: set budget.quality"
+            )
+        return self
 
     @model_validator(mode="after")
     def _of_the_task(self) -> "Recipe":
@@ -323,62 +349,6 @@ class Recipe(Section):
             if repeated := {name for name in names if names.count(name) > 1}:
                 raise ValueError(f"{what}: {sorted(repeated)[0]!r} stands there twice")
         return self
-
-
-def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A validated Recipe from a YAML file or a built-in recipe's name, with `key.path=value` overrides.
-
-    Paths in the file are relative to the file, paths in overrides to the current folder; both come back absolute.
-    Raises UserError in one line that names the key, what was required and what came.
-
-    >>> load_recipe("digits", ["distill.temperature=2"]).distill.temperature
-    2.0
-    """
-    raw = _raw(recipe, overrides)
-    if isinstance(raw.get("student"), list):
-        raise UserError("student: several are listed, each of which is a run of its own: `load_recipes` gives them all")
-    return validate(raw)
-
-
-def load_recipes(recipe: str | Path, overrides: Sequence[str] = ()) -> dict[str, Recipe]:
-    """Of a recipe that lists several students a Recipe each, by the student's name; of any other its one Recipe, by the
-    name "". Otherwise as `load_recipe`."""
-    raw = _raw(recipe, overrides)
-    listed = raw.get("student")
-    if not isinstance(listed, list):
-        return {"": validate(raw)}
-    if len(listed) < 2:
-        raise UserError(f"recipe: student: a list of students needs at least two; {len(listed)} came")
-    recipes: dict[str, Recipe] = {}
-    for place, section in enumerate(listed):
-        try:
-            made = validate(raw | {"student": section})
-        except UserError as error:
-            raise UserError(f"{error} (student {place} of the list)") from None
-        if made.student.search is not None:
-            raise UserError("recipe: student: a search is a run of its own: take it out of the list")
-        name = made.student.name or _student_name(made.student, place)
-        if name in recipes:
-            raise UserError(f"recipe: student: two are called {name!r}: give them a `name` each")
-        recipes[name] = made
-    return recipes
-
-
-def _student_name(student: Student, place: int) -> str:
-    """What a student is called that has no name."""
-    section = student.from_teacher
-    if section is None:
-        return f"student-{place}"
-    parts = {"depth": section.depth, "width": section.width}
-    said = [f"{name}-{share:g}" for name, share in parts.items() if isinstance(share, int | float)]
-    return "-".join(said) or f"student-{place}"
-
-
-def _raw(recipe: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
-    def phases(raw: dict[str, Any]) -> list[dict[str, Any]]:
-        return [phase.model_dump(exclude_none=True) for phase in default_phases(str(raw.get("task")))]
-
-    return read(recipe, overrides, {"phases": phases})
 
 
 def validate(raw: dict[str, Any]) -> Recipe:

@@ -20,7 +20,7 @@ def write(run: Path) -> Path:
     from edgestill.report.page import render
 
     found = read(Path(run))
-    page = students.render(found.result) if "students" in found.result else render(found)
+    page = students.render(found.result) if {"students", "steps"} & {*found.result} else render(found)
     target = Path(run) / "report.html"
     partial = target.with_name(f".report.html.{os.getpid()}")
     try:

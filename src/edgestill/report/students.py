@@ -1,4 +1,4 @@
-"""Several students of one teacher on one page: what each can do for its size, and the way to its own report."""
+"""Several students on one page, of one teacher or in steps: what each can do for its size, and where its report is."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from edgestill.report import words
 from edgestill.report.draw import HEIGHT, WIDTH, Plot, drawn, grid
 from edgestill.report.html import html
 from edgestill.report.skills import score_of
-from edgestill.report.table import shipped
+from edgestill.report.table import retained, shipped
 from edgestill.report.words import MUTED, Metric
 
 
@@ -26,10 +26,11 @@ class Line(NamedTuple):
 def render(result: dict[str, Any]) -> str:
     """The page as HTML text."""
     of = words.metric(result)
-    students = result.get("students") or []
+    students = _listed(result)
     return html(
         "students.html",
-        title="Several students",
+        title="Students in steps" if "steps" in result else "Several students",
+        steps="steps" in result,
         task=str(result.get("task", "")),
         status=str(result.get("status", "done")),
         teacher=words.short((result.get("teacher") or {}).get("model")),
@@ -40,9 +41,13 @@ def render(result: dict[str, Any]) -> str:
     )
 
 
+def _listed(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return result.get("students") or result.get("steps") or []
+
+
 def rows(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
     """A row a model, as text: the teacher, then each student with its file."""
-    students = result.get("students") or []
+    students = _listed(result)
     teacher = result.get("teacher") or {}
     skills = students[0].get("skills") or {} if students else {}
     precision = teacher.get("precision") or "float32"
@@ -80,7 +85,7 @@ def rows(result: dict[str, Any], of: Metric) -> list[dict[str, Any]]:
             {
                 "name": one["name"],
                 "link": f"{one['path']}/report.html",
-                "about": _about(one, name if artifact else ""),
+                "about": _with(_about(one, name if artifact else ""), _kept(one, teacher.get("quality"), of)),
                 "cells": cells,
                 "skills": [_score(entry, name) for entry in (one.get("skills") or {}).values()],
             }
@@ -101,6 +106,14 @@ def _about(one: dict[str, Any], file: str) -> str:
     return _with(file, f"{words.whole(trained)} parameters trained" if few else "", verdict)
 
 
+def _kept(one: dict[str, Any], teacher: Any, of: Metric) -> str:
+    """Of a step, what is left of the first teacher; the page of any other student says it of its own."""
+    if not {"retained", "gap"} & one.keys():
+        return ""
+    kept = retained(one.get("quality"), teacher, of)
+    return f"{kept} of the teacher retained" if of.higher_is_better else f"{kept} to the teacher"
+
+
 def _score(entry: dict[str, Any], model: str) -> str:
     found = (entry.get("models") or {}).get(model) or {}
     return score_of(entry, found.get("score"))
@@ -108,7 +121,7 @@ def _score(entry: dict[str, Any], model: str) -> str:
 
 def plots(result: dict[str, Any], of: Metric) -> list[Plot]:
     """Quality against the bytes of the file, and each skill against them."""
-    students = result.get("students") or []
+    students = _listed(result)
     teacher = result.get("teacher") or {}
     found = [
         _plot(

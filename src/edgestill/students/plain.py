@@ -6,6 +6,7 @@ import pprint
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from torch import nn
@@ -109,20 +110,18 @@ def source(teacher: Model, skipped: Sequence[str], changes: Changes) -> tuple[st
     while re.search(rf"\b{function}\b", before):
         function += "_again"
     lines = [
-        "SKIPPED = " + pprint.pformat(tuple(skipped), width=110, compact=True),
-        "SIZES = " + pprint.pformat(changes, width=110, compact=True, sort_dicts=False),
-        "",
-        "",
         f"def {function}():",
-        f'    """{name} without the blocks SKIPPED and of the SIZES above, layer by layer. Written by edgestill."""',
+        f'    """{name} without some of its blocks and of other sizes, layer by layer. Written by edgestill."""',
         "    from torch import Tensor, nn",
         "",
+        indent("skipped = " + pprint.pformat(tuple(skipped), width=106, compact=True), "    "),
+        indent("sizes = " + pprint.pformat(changes, width=106, compact=True, sort_dicts=False), "    "),
         *(f"    {line}" for line in made),
-        "    for path in SKIPPED:",
+        "    for path in skipped:",
         "        module.set_submodule(path, nn.Identity())",
-        "    for path, sizes in SIZES.items():",
+        "    for path, changes in sizes.items():",
         "        layer = module.get_submodule(path)",
-        "        for name, size in sizes.items():",
+        "        for name, size in changes.items():",
         "            value = getattr(layer, name)",
         "            if isinstance(value, nn.Parameter):",
         "                size = nn.Parameter(value.new_zeros(size))",

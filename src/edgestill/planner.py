@@ -69,8 +69,9 @@ def search(
     job = _first(recipes, track)
     assembly = perf_counter() - started
     folder.create(place, resume)
-    if not (place / folder.RECIPE).is_file():
-        folder.write_text(place / folder.RECIPE, dump(recipe))
+    if not (place / folder.ENVIRONMENT).is_file():
+        folder.write_json(place / folder.ENVIRONMENT, _environment(recipe))
+    folder.write_text(place / folder.RECIPE, dump(recipe))
     with folder.status(place, result):
         found = result.setdefault("search", {"candidates": [], "seconds": {}})
 
@@ -107,7 +108,7 @@ def _begun(recipe: Recipe, place: Path, resume: bool) -> Result:
     be given to one that goes on."""
     folder.refuse_taken(place, resume)
     fresh = {"version": 1, "status": "running", "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
-    if not resume or not (place / folder.RECIPE).is_file():
+    if not resume or not (place / folder.RECIPE).is_file():  # recipe.yaml comes last
         return fresh
     asked = recipe.model_copy(update={"compute": load_recipe(place / folder.RECIPE).compute})
     folder.refuse_other(place, dump(asked), _environment(asked))

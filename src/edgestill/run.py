@@ -366,6 +366,8 @@ def _again(
         if key in result:
             several = ", ".join(str(place / one["path"]) for one in result[key])
             raise UserError(f"{place} holds the runs of {held}: name one of {several}")
+    if "search" in result:
+        raise UserError(f"{place} holds a search: the run of the chosen student is {place / 'chosen'}")
     if "student" not in result or not (place / "student" / STUDENT_FILE).is_file():
         raise UserError(f"{place} has no trained student yet; `edgestill run … --out {place} --resume` trains it")
     recipe = load_recipe(place / folder.RECIPE, overrides)

@@ -7,6 +7,7 @@ ends, not by where a long one passes. All of a rung have the same steps, seeds a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 
@@ -29,8 +30,11 @@ def rungs(count: int, last: float, reduction: int, least: float = 0.0) -> list[R
     counts = [count]
     while counts[-1] > reduction:
         counts.append(ceil(counts[-1] / reduction))
-    shares = [last / reduction ** (len(counts) - 1 - place) for place in range(len(counts))]
-    return [Rung(one, min(last, max(share, least))) for one, share in zip(counts, shares, strict=True)]
+    shares = [min(last, max(last / reduction ** (len(counts) - 1 - place), least)) for place in range(len(counts))]
+    made = [Rung(one, share) for one, share in zip(counts, shares, strict=True)]
+    return made[:1] + [
+        rung for before, rung in pairwise(made) if rung.share > before.share
+    ]  # none is trained twice alike
 
 
 def seconds_of(plan: Sequence[Rung], names: Sequence[str], seconds: Callable[[str, float], float]) -> float:

@@ -1,0 +1,172 @@
+"""The planner: files measured before any training, short distillations of those that fit, and what is said of the rest."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgestill import UserError, load_recipe
+from edgestill.cli import main
+from edgestill.recipe import candidates
+
+MADE = Path(__file__).with_name("small_search.py")
+RECIPE = f"""
+task: image-classification
+data: {{source: "{MADE}:splits", validation: 0.3}}
+teacher: {{model: "{MADE}:net", options: {{width: 12}}, fit: {{epochs: 6, batch_size: 32}}}}
+student: {{search: {{model: "{MADE}:net", options: {{width: [2, 4, 8, 40]}}, distill: [{{alpha: 0.5}}, {{alpha: 0.9}}]}}}}
+train: {{epochs: 16, batch_size: 32, threads: 1}}
+compare: {{baseline: false}}
+budget: {{size: 8 KB, latency: 1 s, runtime: onnxruntime}}
+export: [onnx]
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("search") / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def planned(recipe: Path) -> Path:
+    place = recipe.parent / "plan"
+    assert main(["plan", str(recipe), "--out", str(place), "--quiet"]) == 0
+    return place
+
+
+def read(place: Path) -> dict[str, Any]:
+    return json.loads((place / "result.json").read_text())
+
+
+def test_files_are_measured_and_those_outside_are_not_trained(planned: Path) -> None:
+    result = read(planned)
+    by_name = {one["name"]: one for one in result["search"]["candidates"]}
+    assert [*by_name] == [f"width-{width}-alpha-{alpha}" for width in (2, 4, 8, 40) for alpha in (0.5, 0.9)]
+    for one in by_name.values():
+        assert one["fits"] == (one["student"] != "width-40")
+        assert ("rungs" in one) == one["fits"]
+    assert by_name["width-40-alpha-0.5"]["why"].startswith("outside the budget: its weights alone take 58.")
+    for file in by_name["width-2-alpha-0.5"]["files"]:
+        assert 500 < file["bytes"] < 8000
+    assert "test" not in result["search"]
+    assert "quality" not in result["teacher"]  # of the test set, which no search reads
+
+
+def test_all_of_a_rung_have_the_same_steps_and_the_best_go_on(planned: Path) -> None:
+    search = read(planned)["search"]
+    assert [rung["entrants"] for rung in search["rungs"]] == [6, 2]
+    by_rung: dict[int, dict[str, dict[str, Any]]] = {}
+    for one in search["candidates"]:
+        for trained in one.get("rungs", ()):
+            by_rung.setdefault(trained["rung"], {})[one["name"]] = trained
+    assert [len(trained) for trained in by_rung.values()] == [6, 2]
+    assert all(len({one["steps"] for one in trained.values()}) == 1 for trained in by_rung.values())
+    first, last = ({name: one["quality"] for name, one in by_rung[rung].items()} for rung in (0, 1))
+    assert min(first[name] for name in last) >= max(first[name] for name in first if name not in last)
+    assert last[search["chosen"]] == max(last.values())
+    for one in search["candidates"]:
+        assert ("why" in one) == (one["name"] != search["chosen"])
+    assert next(one for one in search["candidates"] if one["name"] == search["chosen"])["front"]
+
+
+def test_the_choice_is_a_recipe_and_going_on_trains_it(recipe: Path, planned: Path) -> None:
+    place = planned.with_name("trained")
+    shutil.copytree(planned, place)
+    chosen = load_recipe(place / "chosen.yaml")
+    assert chosen.student.search is None
+    before = read(place)["search"]
+    assert main(["run", str(recipe), "--out", str(place), "--resume", "--quiet"]) == 0
+    result = read(place)
+    assert result["search"] == before
+    assert result["budget"]["met"]
+    assert result["artifacts"][0]["bytes"] <= 8000
+    assert json.loads((place / "chosen" / "result.json").read_text())["arms"] == result["arms"]
+    with pytest.raises(UserError, match="holds a search: the run of the chosen student is"):
+        from edgestill.run import export_again
+
+        export_again(place)
+
+
+def test_a_search_that_was_stopped_ends_the_same(recipe: Path, planned: Path) -> None:
+    """Without what the last candidates came to, as where it was stopped there."""
+    place = planned.with_name("stopped")
+    shutil.copytree(planned, place)
+    result = read(place)
+    for one in result["search"]["candidates"]:
+        rungs = [trained for trained in one.get("rungs", ()) if trained["rung"] == 0 and one["student"] != "width-8"]
+        for key in ("rungs", "quality", "front"):
+            one.pop(key, None)
+        if one["fits"]:
+            one.pop("why", None)
+        if rungs:
+            one["rungs"] = rungs
+    chosen = result["search"].pop("chosen")
+    (place / "result.json").write_text(json.dumps(result | {"status": "interrupted"}))
+    assert main(["plan", str(recipe), "--out", str(place), "--resume", "--quiet"]) == 0
+    again = read(place)["search"]
+    assert again["chosen"] == chosen
+
+    def qualities(search: dict[str, Any]) -> dict[str, list[float]]:
+        return {one["name"]: [run["quality"] for run in one.get("rungs", ())] for one in search["candidates"]}
+
+    assert qualities(again) == qualities(read(planned)["search"])
+
+
+def test_where_nothing_fits_the_nearest_is_named_and_what_to_relax(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["run", str(recipe), "--set=budget.size=400 B", "--set=student.search.distill=[]", "--quiet"]
+    assert main([*asked, "--out", str(tmp_path / "run")]) == 3
+    result = read(tmp_path / "run")
+    nearest = next(one for one in result["search"]["candidates"] if one["name"] == result["search"]["nearest"])
+    assert nearest["name"] == "width-2"
+    size = nearest["files"][0]["bytes"]
+    said = capsys.readouterr().out
+    assert "none of 4 candidates is within the budget; the nearest is width-2" in said
+    assert f"budget.size from 400 B to {size / 1000:.3g} KB ({size / 400 - 1:+.0%})" in said
+    assert not (tmp_path / "run" / "search").exists()  # nothing was trained
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["student.search.options={width: 4}", "student.search.distill=[]"], "at least two candidates; one came"),
+        (["student.search.options={width: []}"], "at least two candidates; none came: a list of choices has no entry"),
+        (["budget={size: 8 KB, memory: 4 KB}"], "budget: memory, 4 KB, contradicts size, 8 KB"),
+        (["budget={latency: 2 sm}"], "'2 sm' came; did you mean"),
+        (["budget={quality: 0.9}"], "student.search: chooses within a budget: set budget.size"),
+        (["budget.size=0 B"], "budget.size: 0 B leaves room for nothing"),
+        (["compute.time=1 ms"], "compute.time: 1 ms is too short: measuring files took"),
+        (["student.search={model: 'timm:nothing_like_*'}"], "timm has no model that matches 'nothing_like_*'"),
+        (["student.search={from_teacher: {dept: [1, 2]}}"], "unknown key 'dept' in student.from_teacher"),
+        ([f"student.search={{candidates: '{MADE}:wrong'}}"], "must return student sections by name"),
+        ([f"student.search={{candidates: '{MADE}:none'}}"], "none came"),
+        (
+            [
+                "student.search={from_teacher: {width: [0.5, 0.25]}}",
+                f"teacher={{model: '{MADE}:untraceable', fit: {{epochs: 1, batch_size: 32}}}}",
+            ],
+            "untraceable",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_before_any_training(
+    overrides: list[str], line: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [f"--set={one}" for one in overrides]
+    assert main(["run", str(recipe), *sets, "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert line in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run" / "search" / "rung-1").exists()
+
+
+def test_a_users_function_names_candidates(recipe: Path) -> None:
+    found = candidates(load_recipe(recipe, [f"student.search={{candidates: '{MADE}:listed'}}"]))
+    assert [*found] == ["own-2", "own-3"]
+    assert found["own-3"].recipe.student.options == {"width": 3}

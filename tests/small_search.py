@@ -28,7 +28,7 @@ def net(width: int = 4, num_classes: int = 2, in_channels: int = 1) -> nn.Sequen
 
 
 def untraceable(num_classes: int = 2, in_channels: int = 1) -> nn.Module:
-    """A teacher whose path depends on what it sees."""
+    """A teacher that leaves torch on the way, where no graph can follow it."""
 
     class Untraceable(nn.Module):
         def __init__(self) -> None:
@@ -36,7 +36,8 @@ def untraceable(num_classes: int = 2, in_channels: int = 1) -> nn.Module:
             self.net = net(4, num_classes, in_channels)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.net(images * float(images.mean().item() > 0))
+            maps = self.net[1](self.net[0](images))
+            return self.net[2:](torch.from_numpy(maps.detach().numpy() * 1.0))
 
     return Untraceable()
 

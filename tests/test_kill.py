@@ -25,7 +25,7 @@ def start(out: Path, resume: bool) -> subprocess.Popen:
 def numbers(out: Path) -> dict:
     """What must not depend on interruptions: all but times and dates."""
     result = json.loads((out / "result.json").read_text())
-    timed = {"latency_ms", "load_seconds", "peak_memory_bytes", "repeats"}
+    timed = {"latency_ms", "latency_ratio", "throughput", "load_seconds", "peak_memory_bytes", "repeats"}
     kept = {key: result[key] for key in ("status", "metric", "arms", "phases", "data", "schedule")}
     kept["artifacts"] = [{k: v for k, v in a.items() if k not in timed} for a in result["artifacts"]]
     kept["teacher"] = {key: value for key, value in result["teacher"].items() if key not in timed}

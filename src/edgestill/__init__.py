@@ -14,6 +14,7 @@ _HOMES = {
     "run": "edgestill.run",
     "run_students": "edgestill.several",
     "run_steps": "edgestill.steps",
+    "search": "edgestill.planner",
     "Objective": "edgestill.objective",
     "Term": "edgestill.objective",
     "Signal": "edgestill.signals",

@@ -167,7 +167,8 @@ def _refuse_nothing(module: nn.Module, groups: list[Group], kinds: list[str], co
     asked = min(width.heads, width.hidden or 1.0, width.feed_forward, width.channels)
     if asked < 1 and not cut_kinds:
         counts_of = {kind: group.count for group, kind in zip(groups, kinds, strict=True)}
-        has = ", ".join(f"{count} {kind}" for kind, count in counts_of.items()) or "nothing that can be cut"
+        has = ", ".join(f"{count} {kind}" for kind, count in counts_of.items())
+        has = has or "nothing that can be cut: its graph cannot be traced, or is one layer"
         raise UserError(f"{KEY}: {asked:g} cuts nothing of {type(module).__name__}, which has {has}")
 
 

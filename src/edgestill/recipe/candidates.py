@@ -29,6 +29,7 @@ def candidates(recipe: Recipe, models_of: Callable[[str], Sequence[str]] = lambd
             for told, sizes in choices(space)
         }
     techniques = dict(_technique(number, keys) for number, keys in enumerate(search.distill)) or {"": {}}
+    raw.pop("compute")  # of the search
     made = {
         re.sub(r"[^\w.-]+", "-", "-".join(filter(None, (name, technique)))): raw
         | {"student": beside | student, "distill": raw["distill"] | keys}

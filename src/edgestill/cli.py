@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", metavar="DIR", help="the run folder (runs/ and the time by default)")
         sub.add_argument("--resume", action="store_true", help="go on with an interrupted run in --out")
         _output(sub)
+    _init_arguments(
+        add("init", _init, "writes a recipe for a teacher, data and a budget, with a reason for each choice")
+    )
     sub = add("capture", _capture, "what a recipe's teacher says of its training data, once, for `teacher.store`")
     _recipe(sub)
     sub.add_argument("--out", metavar="DIR", required=True, help="the store; one that is there is gone on with")
@@ -124,6 +127,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _init_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("teacher", metavar="TEACHER", help="file.py:function, timm:NAME, hf:FOLDER-OR-ID, or a folder")
+    parser.add_argument("data", metavar="DATA", help="what has the splits: a folder, a Hub id or file.py:function")
+    parser.add_argument(
+        "--budget", metavar="LIMITS", required=True, help='as in "size=120 KB, latency=2 ms, runtime=onnxruntime"'
+    )
+    parser.add_argument("--weights", metavar="FILE", help="the teacher's: safetensors or a state dict")
+    parser.add_argument("--task", metavar="NAME", help="as in a recipe (told from the data by default)")
+    parser.add_argument("--out", metavar="FILE", default="recipe.yaml", help="the recipe (recipe.yaml)")
+    parser.add_argument("--quiet", action="store_true", help="nothing but the result")
+
+
 def _recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a built-in recipe")
     parser.add_argument("--set", metavar="K=V", action="append", default=[], dest="overrides", help="set a recipe key")
@@ -166,6 +181,17 @@ def _do_run(options: argparse.Namespace, deliver: bool) -> int:
     else:
         result = (run_steps if STEP.format(1) in recipes else run_students)(recipes, options.out, **given)
     return _show(result, options) if result else OK  # process 0 of several shows it
+
+
+def _init(options: argparse.Namespace) -> int:
+    from edgestill.init import init, lines
+
+    written = init(
+        options.teacher, options.data, options.budget,
+        weights=options.weights, task=options.task, out=options.out, track=_track(options),
+    )  # fmt: skip
+    print("\n".join(lines(written)))
+    return OK
 
 
 def _capture(options: argparse.Namespace) -> int:

@@ -91,7 +91,7 @@ def read(
     raw = _parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path} is not a {what}: it needs keys such as {keys}")
-    _absolute(raw, path.resolve().parent)
+    absolute(raw, path.resolve().parent)
     for override in overrides:
         _override(raw, override, defaults)
     return raw
@@ -106,7 +106,7 @@ def _override(raw: dict[str, Any], override: str, defaults: Defaults) -> None:
     nested: Any = value
     for name in reversed(keys):
         nested = {name: nested}
-    _absolute(nested, Path.cwd())
+    absolute(nested, Path.cwd())
     for name in keys:
         nested = nested[name]
     if keys[0] in defaults and keys[0] not in raw:
@@ -145,8 +145,8 @@ def _index(items: list[Any], name: str, path: str) -> int:
     raise UserError(f"--set {path}: no entry {name!r} among {', '.join(known) or len(items)}{closest(name, known)}")
 
 
-def _absolute(raw: Any, base: Path) -> None:
-    """Turns the relative paths of a raw recipe into absolute ones, in place."""
+def absolute(raw: Any, base: Path) -> None:
+    """Turns the relative paths of a raw recipe, which start from `base`, into absolute ones, in place."""
 
     def convert(section: Any, keys: Sequence[str], rule: Callable[[str, Path], str]) -> None:
         if isinstance(section, dict):

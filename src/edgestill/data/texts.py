@@ -156,6 +156,13 @@ def load_rows(spec: str, cache: str | Path | None = None) -> list[dict[str, Any]
     return rows
 
 
+def read_columns(spec: object) -> dict[str, Any]:
+    """The columns of a split as `load_texts` takes it, by name, as they are written; also of images' tables and lists.
+
+    Raises UserError for what is not there or cannot be read."""
+    return _table(spec, "train", str(spec) if isinstance(spec, str) else "the train split", {}, cache_folder(None))[0]
+
+
 def _refuse_halves(texts: Sequence[str], source: str) -> None:
     """UserError for half of a character, which no tokenizer takes."""
     for number, text in enumerate(texts):

@@ -179,12 +179,14 @@ def written(name: str, value: float) -> str:
 
 def step_seconds(job: Job, model: Model, batch: Batch) -> tuple[float, float]:
     """Seconds of a training step of a model on a batch, and of its forward pass alone: medians of a few."""
+    precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
     module = to_device(model.module, job.device).train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
     steps, passes = [], []
     for _ in range(STEPS):
         started = perf_counter()
-        outputs = forward(module, batch.inputs(model.input, job.device))
+        with torch.autocast(job.device.type, precision, enabled=precision != torch.float32):
+            outputs = forward(module, batch.inputs(model.input, job.device))
         passes.append(perf_counter() - started)
         outputs.float().logsumexp(-1).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()

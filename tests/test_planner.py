@@ -75,6 +75,17 @@ def test_all_of_a_rung_have_the_same_steps_and_the_best_go_on(planned: Path) -> 
     assert next(one for one in search["candidates"] if one["name"] == search["chosen"])["front"]
 
 
+def test_the_page_shows_the_front_and_what_became_of_each(planned: Path) -> None:
+    page, search = (planned / "report.html").read_text(), read(planned)["search"]
+    assert f"{search['chosen']} of 8 candidates" in page
+    assert "Accuracy against size of the file" in page
+    assert "Accuracy against latency, p50" in page
+    for one in search["candidates"]:
+        assert one["name"] in page
+        assert one.get("why", "chosen") in page
+    assert page.count("on the front") == sum(bool(one.get("front")) for one in search["candidates"])
+
+
 def test_the_choice_is_a_recipe_and_going_on_trains_it(recipe: Path, planned: Path) -> None:
     place = planned.with_name("trained")
     shutil.copytree(planned, place)

@@ -88,7 +88,7 @@ class Trials:
                 rung, own, other = out[name]
                 whose = "the chosen one" if rung == len(plan) - 1 else "the last that went on"
                 candidate.setdefault(
-                    "why", f"{own:.4f} {name_of} behind {plan[rung].share:.1%} of the training, {whose} {other:.4f}"
+                    "why", f"{name_of} {own:.4f} behind {plan[rung].share:.1%} of the training, {whose} {other:.4f}"
                 )
             elif name != chosen:
                 candidate.setdefault("why", f"not tried: compute.time is {self.recipe.compute.time}")

@@ -15,12 +15,15 @@ def write(run: Path) -> Path:
     >>> write(Path("runs/digits"))  # doctest: +SKIP
     PosixPath('runs/digits/report.html')
     """
-    from edgestill.report import students
+    from edgestill.report import search, students
     from edgestill.report.folder import read
     from edgestill.report.page import render
 
     found = read(Path(run))
-    page = students.render(found.result) if {"students", "steps"} & {*found.result} else render(found)
+    if "search" in found.result:
+        page = search.render(found.result)
+    else:
+        page = students.render(found.result) if {"students", "steps"} & {*found.result} else render(found)
     target = Path(run) / "report.html"
     partial = target.with_name(f".report.html.{os.getpid()}")
     try:

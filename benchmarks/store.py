@@ -205,7 +205,7 @@ def of_images(steps: int) -> list[str]:
         online = OnlineTeacher(model("resnet20"), CPU, torch.float32)
         of = Description("t", "i", "d", 4096, 4096, CLASSES, Views(), Dense(), (), 128, 4096, 1)
         capture(Path(place) / "store", of, samples, online)
-        finish(Path(place) / "store", of)
+        finish(Path(place) / "store")
         stored = StoredTeacher(Store.open(Path(place) / "store"), CPU)
         loops: list[Loop] = [("images, no teacher", None, 0.0), ("images, from a store", stored, 0.9)]
         loops.append(("images, the teacher asked", online, 0.9))
@@ -223,7 +223,7 @@ def of_tokens(steps: int) -> list[str]:
             online = OnlineTeacher(job.teacher, CPU, torch.float32)
             of = replace(description_of(job), data="some", samples=512, positions=int(few.positions.sum()))
             capture(Path(place) / name, of, few, online)
-            finish(Path(place) / name, of)
+            finish(Path(place) / name)
             stored = StoredTeacher(Store.open(Path(place) / name), CPU)
             loops.append((f"tokens, from a store, {name}", stored, 0.9))
         loops.append(("tokens, the teacher asked", online, 0.9))

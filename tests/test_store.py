@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgestill.capture import capture, finish
+from edgestill.capture import capture, check_begun, finish
 from edgestill.data.images import Images
 from edgestill.data.views import augment
 from edgestill.errors import UserError
@@ -50,11 +51,12 @@ def samples() -> ImageSamples:
 class Asked:
     """A teacher that counts what it is asked, and may fail at one of its passes."""
 
-    def __init__(self, fails_at: int = -1) -> None:
+    def __init__(self, fails_at: int = -1, factor: float = 1.0) -> None:
         torch.manual_seed(1)
         module = nn.Sequential(nn.Flatten(), nn.Linear(36, C))
         self.teacher = OnlineTeacher(Model(module, "t", {}, ImageInput(1, 6, (0.5,), (0.5,))), CPU, torch.float32)
         self.rows: list[tuple[int, int]] = []
+        module[1].bias.data[2] *= factor
         self.fails_at = fails_at
 
     def __call__(self, batch: Batch, taps: list[str]) -> Signal:
@@ -71,7 +73,7 @@ def description(codec: Codec, views: int = 3, taps: tuple[Tap, ...] = ()) -> Des
 
 def captured(folder: Path, codec: Codec, teacher: Asked | None = None) -> Store:
     capture(folder, description(codec), samples(), teacher or Asked())
-    finish(folder, description(codec))
+    finish(folder)
     return Store.open(folder)
 
 
@@ -138,7 +140,7 @@ def test_processes_make_their_own_shards_of_the_same_store(tmp_path: Path) -> No
     captured(tmp_path / "one", Dense())
     for rank in (1, 0):
         capture(tmp_path / "two", description(Dense()), samples(), Asked(), rank=rank, count=2)
-    finish(tmp_path / "two", description(Dense()))
+    finish(tmp_path / "two")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
@@ -152,7 +154,7 @@ def test_logits_are_encoded_some_rows_at_a_time(tmp_path: Path, monkeypatch: pyt
 def test_a_share_that_is_missing_is_named(tmp_path: Path) -> None:
     capture(tmp_path, description(Dense()), samples(), Asked(), rank=0, count=2)
     with pytest.raises(UserError, match=r"shards \[1, 3\] are not captured"):
-        finish(tmp_path, description(Dense()))
+        finish(tmp_path)
 
 
 @pytest.mark.parametrize("codec", EVERY, ids=NAMES)
@@ -195,6 +197,53 @@ def test_a_damaged_record_batch_is_captured_again_alone(tmp_path: Path) -> None:
     path.unlink()
     captured(tmp_path / "store", Dense())
     assert contents(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize("codec", EVERY, ids=NAMES)
+def test_what_was_begun_is_gone_on_with_by_the_same_teacher_alone(codec: Codec, tmp_path: Path) -> None:
+    """The first record batch that is whole is asked for again: here the second of the second shard."""
+    with pytest.raises(KeyboardInterrupt):
+        captured(tmp_path, codec, Asked(fails_at=13))
+    shard_path(tmp_path, 0).unlink()
+    pieces, path = json.loads(shard_path(tmp_path, 1).with_suffix(".json").read_text()), shard_path(tmp_path, 1)
+    content = bytearray(path.read_bytes())
+    content[pieces[0][1] - 20] ^= 1
+    path.write_bytes(content)
+    teacher = Asked()
+    check_begun(tmp_path, samples(), teacher, torch.float16)
+    assert teacher.rows == [(0, sample) for sample in range(64, N)] + [(1, 0), (1, 1)]
+    check_begun(tmp_path, samples(), Asked(factor=1.0005), torch.float16)
+    with pytest.raises(
+        UserError, match=r"answers otherwise .* of view [01] of sample \d+ its .* is .*, where the store"
+    ):
+        check_begun(tmp_path, samples(), Asked(factor=20.0), torch.float16)
+    path.unlink()
+    check_begun(tmp_path, samples(), Asked(factor=20.0), torch.float16)  # nothing is left to differ from
+
+
+def test_a_store_of_version_1_is_read_and_mended(tmp_path: Path) -> None:
+    """It says in one word more what its teacher was; how it is cut stays."""
+    of = replace(description(Dense()), teacher="weights in float32, autocast float32", configuration="options")
+    capture(tmp_path, of, samples(), Asked())
+    finish(tmp_path)
+    said = json.loads((tmp_path / STORE).read_text()) | {
+        "version": 1,
+        "teacher": "weights code in float32, autocast float32",
+    }
+    for key in ("checksum", "configuration"):
+        del said[key]
+    (tmp_path / STORE).write_text(
+        json.dumps(said | {"checksum": zlib.crc32(json.dumps(said, sort_keys=True).encode())})
+    )
+    assert Store.open(tmp_path).description == replace(of, configuration="")
+    shard_path(tmp_path, 1).unlink()
+    teacher = Asked()
+    capture(tmp_path, replace(of, rows=8, batches=1), samples(), teacher)
+    finish(tmp_path)
+    assert len(teacher.rows) == 48
+    assert Store.open(tmp_path).signal(np.array([1]), np.array([0])).logits.shape == (1, C)
+    with pytest.raises(UserError, match="another teacher: weights in float32, autocast float32, where"):
+        capture(tmp_path, replace(of, teacher="others in float32, autocast float32"), samples(), Asked())
 
 
 @pytest.mark.parametrize(
@@ -470,7 +519,7 @@ def test_taps_stand_beside_the_signals(tmp_path: Path) -> None:
     teacher = Asked()
     of = description(TopK(3, (4.0,)), taps=(Tap("0", "pooled", (36,)), Tap("1", "int8", (7,))))
     capture(tmp_path / "store", of, samples(), teacher)
-    finish(tmp_path / "store", of)
+    finish(tmp_path / "store")
     store = Store.open(tmp_path / "store")
     assert store.description == of
     views, indices = np.array([2, 0, 1]), np.array([69, 3, 3])

@@ -50,11 +50,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_trains_from_a_store_and_never_asks_its_teacher(
+def test_a_run_trains_from_a_store_and_asks_its_teacher_one_pass_alone(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asks, rows = OnlineTeacher.__call__, []
+
     def asked(self: OnlineTeacher, batch: Batch, taps: list[str]) -> Signal:
-        raise AssertionError("the teacher was asked")
+        rows.extend(zip(batch.views.tolist(), batch.indices.tolist(), strict=True))
+        return asks(self, batch, taps)
 
     monkeypatch.setattr(OnlineTeacher, "__call__", asked)
     recipe = load_recipe("digits", [*DIGITS, f"teacher.store={digits}"])
@@ -63,6 +66,7 @@ def test_a_run_trains_from_a_store_and_never_asks_its_teacher(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("soft" in line.get("parts", {}) for line in lines if line["arm"] == "student")
     assert result_of(tmp_path / "run")["teacher"]["quality"] > 0.5, "it is measured all the same"
+    assert rows == [(0, sample) for sample in range(64)], "whether it is the one that was captured"
 
 
 def test_what_stands_behind_a_training_needs_no_store_and_keeps_its_name(
@@ -181,11 +185,11 @@ def test_a_store_that_does_not_belong_is_refused_before_training(
 @pytest.mark.parametrize(
     ("text", "sets", "changed"),
     [
-        (CLASSES, ["teacher.options={num_hidden_layers: 2}"], {"teacher"}),
-        (CLASSES, ["teacher.options={hidden_act: relu}"], {"teacher"}),
+        (CLASSES, ["teacher.options={num_hidden_layers: 2}"], {"configuration", "teacher"}),
+        (CLASSES, ["teacher.options={hidden_act: relu}"], {"configuration"}),
         (CLASSES, ["data.length=9"], {"input"}),
         (CLASSES, ["data.validation=0.3"], {"data", "samples", "positions"}),
-        (INSTRUCTION, [], {"data", "positions", "teacher"}),  # of another chat template, in the same file
+        (INSTRUCTION, [], {"data", "positions"}),  # of another chat template, in the same file
         ("digits", ["data.size=7"], {"input"}),
         ("digits", ["teacher.input.mean=[0.4]"], {"input"}),
     ],
@@ -218,7 +222,72 @@ def test_a_configuration_that_no_file_of_the_recipe_says_is_told_apart(tmp_path:
         torch.manual_seed(0)
         recipe = load_recipe(written(place, CLASSES), [f"teacher.model={place}/nets.py:net"])
         found.append(identity_of(assemble(recipe, progress.silent)))
-    assert {key for key, value in found[0].items() if found[1][key] != value} == {"teacher"}
+    assert {key for key, value in found[0].items() if found[1][key] != value} == {"configuration"}
+
+
+CALLED = f"""
+import runpy
+import sys
+from pathlib import Path
+
+from torch import nn
+
+sys.path.insert(0, {str(HERE)!r})
+from small_search import net, splits
+
+HERE = Path(__file__).parent
+
+
+class Answers(nn.Module):
+    def forward(self, logits):
+        return runpy.run_path(HERE / "helper.py")["answers"](logits)
+
+
+def teacher(num_classes=2, in_channels=1):
+    return nn.Sequential(net(12, num_classes, in_channels), Answers())
+"""
+CALLING = """
+task: image-classification
+data: {source: "FILE:splits", validation: 0.3}
+teacher: {model: "FILE:teacher", fit: {epochs: 6, batch_size: 32, keep: true}}
+student: {model: "FILE:net"}
+train: {epochs: 1, batch_size: 32}
+compare: {seeds: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("codec", "said"),
+    [
+        ("dense", "its logit of class [01] is"),
+        ("sampled", "its (entropy|loss) is"),
+        ("top-k", "its (logit, less the greatest, of class [01]|logarithm of the others' mass .*) is"),
+    ],
+)
+@pytest.mark.usefixtures("bare")
+def test_a_teacher_that_answers_otherwise_is_refused_though_its_file_is_the_same(
+    codec: str, said: str, tmp_path: Path
+) -> None:
+    """What it calls in another file has changed."""
+    file, store = tmp_path / "nets.py", tmp_path / "store"
+    file.write_text(CALLED)
+    (tmp_path / "helper.py").write_text("def answers(logits):\n    return logits\n")
+    recipe = written(tmp_path, CALLING.replace("FILE", str(file)))
+    sets = [f"capture.codec={codec}", "capture.k=1"]
+    capture(load_recipe(recipe, sets), store, track=progress.silent)
+    (tmp_path / "helper.py").write_text("def answers(logits):\n    return logits * 1.1\n")
+    said = rf"answers otherwise than when the store {store} was captured: of view 0 of sample \d+ {said}"
+    with pytest.raises(UserError, match=said) as refused:
+        job.run(load_recipe(recipe, [f"teacher.store={store}"]), tmp_path / "run", track=progress.silent)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="answers otherwise"):
+        capture(load_recipe(recipe, sets), store, track=progress.silent)
+    noise = "1e-4 * (not logits.requires_grad) * logits.sin()"  # it is fitted again, and its weights are the same
+    (tmp_path / "helper.py").write_text(f"def answers(logits):\n    return logits + {noise}\n")
+    (tmp_path / "other.py").write_text(f"# renamed\n{CALLED}")
+    sets += ["compare.baseline=false", f"teacher.model={tmp_path}/other.py:teacher", f"teacher.store={store}"]
+    result = job.run(load_recipe(recipe, sets), tmp_path / "other", track=progress.silent, deliver_files=False)
+    assert result["status"] == "done", "as far away as another machine's is, of a file with another name and text"
 
 
 def test_the_ranking_from_a_store_is_that_of_the_teacher(tmp_path: Path) -> None:

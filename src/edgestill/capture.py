@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -18,7 +19,8 @@ from edgestill.data.views import uniform
 from edgestill.errors import UserError
 from edgestill.folder import LOCK, write_text
 from edgestill.signals import Signal
-from edgestill.store import Codec, Description, read_store, refuse_other, write_store
+from edgestill.store import Codec, Description, Store, read_store, refuse_other, write_store
+from edgestill.store.agreement import disagreement
 from edgestill.store.codecs import Columns
 from edgestill.store.shards import PARTIAL, Piece, Shard, commit, partial_of, record_batch, schema, write
 from edgestill.store.store import SHARDS, STORE, shard_path
@@ -27,7 +29,7 @@ from edgestill.train import Track
 
 DRAWS = 7
 """The stream of `uniform` that a codec draws from; views, splits and mixup use others."""
-IDENTITY = ("input", "data", "samples", "positions", "classes", "views", "teacher")
+IDENTITY = ("input", "data", "samples", "positions", "classes", "views", "configuration", "teacher")
 """What a store is of, in the order in which it is compared."""
 CHUNK = 2**22
 """Logits that are encoded at a time."""
@@ -60,7 +62,7 @@ def capture(
     The same description, samples and teacher make the same bytes, however often a capture was stopped. `finish` ends
     it, when all processes are through.
     """
-    begin(folder, description)
+    description = begin(folder, description)
     work = _Work(folder, description, samples, teacher)
     mine = range(rank, description.shards, count)
     kept = made = asked = 0
@@ -74,15 +76,16 @@ def capture(
     return Captured(kept, made, asked)
 
 
-def begin(folder: Path, description: Description) -> None:
-    """Makes the folder. UserError where it holds something else, or another store."""
+def begin(folder: Path, description: Description) -> Description:
+    """Makes the folder, and returns what its store is of: one that is there says itself how it is cut. UserError where
+    it holds something else, or another store."""
     if (folder / STORE).is_file():
         found, _ = read_store(folder)
         said = description.to_json()
         refuse_other(folder, found, {key: said[key] for key in IDENTITY})
-        if found != description:
-            raise UserError(f"the store {folder} is cut or kept otherwise than capture asks: give another --out")
-        return
+        if (found.codec, found.taps, found.batch) != (description.codec, description.taps, description.batch):
+            raise UserError(f"the store {folder} is asked or kept otherwise than capture says: give another --out")
+        return found
     try:
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -93,11 +96,51 @@ def begin(folder: Path, description: Description) -> None:
             (folder / SHARDS).rmdir()  # where it was made just now
         raise UserError(f"{folder} holds something that is no store: give another --out")
     write_store(folder, description, None)
+    return description
 
 
-def finish(folder: Path, description: Description) -> None:
+def check_begun(folder: Path, samples: Samples, teacher: Teacher, kept: torch.dtype) -> None:
+    """UserError where the teacher answers otherwise than when what a folder has was captured. One forward pass of the
+    first record batch that is whole is asked for again; nothing where there is none."""
+    description, _ = read_store(folder)
+    work = _Work(folder, description, samples, teacher)
+    pieces = [work.pieces(shard) or [] for shard in range(description.shards)]
+    store = Store(folder, description, pieces)
+    for shard, known in enumerate(pieces):
+        bad = store.damaged(shard)
+        for place, number in enumerate(work.batches(shard)):
+            if known and not {place, len(known) - 1} & {*bad}:
+                check_answers(store, samples, teacher, kept, number)
+                return
+
+
+def check_answers(store: Store, samples: Samples, teacher: Teacher, kept: torch.dtype, record_batch: int = 0) -> None:
+    """UserError, with both values, where the teacher answers a forward pass otherwise than when it was captured. It is
+    asked as it was then: the same views of the same samples, the first of a record batch. `kept` is the type of fewest
+    places that an answer went through."""
+    of = store.description
+    first = record_batch * of.rows
+    rows = np.arange(first, min(first + of.batch, of.total))
+    views, indices = np.divmod(rows, of.samples)
+    batch = samples.batch(indices, views, of.views.seed, None)
+    logits = teacher(batch, []).logits
+    assert isinstance(logits, Tensor)
+    positions = samples.positions[indices]
+    stored = torch.from_numpy(store.read(rows, ["loss"])["loss"])
+    own = torch.from_numpy(own_losses(logits, batch.labels, positions))
+    found = disagreement(store.signal(views, indices).logits, logits, (stored, own), kept)
+    if found is not None:
+        row = found.place if found.what == "loss" else int(np.repeat(np.arange(len(rows)), positions)[found.place])
+        raise UserError(
+            f"the teacher answers otherwise than when the store {store.folder} was captured: of view {views[row]} of "
+            f"sample {indices[row]} its {found.what} is {found.own:.6g}, where the store has {found.stored:.6g}; "
+            "capture one of this teacher, or take the teacher that was captured"
+        )
+
+
+def finish(folder: Path) -> None:
     """Completes store.json from what was noted beside each shard."""
-    _, known = read_store(folder)
+    description, known = read_store(folder)
     pieces = []
     for number in range(description.shards):
         note = _note(folder, number)

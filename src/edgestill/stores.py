@@ -16,12 +16,14 @@ from edgestill.assemble import (
     assemble,
     check_served,
     check_taps,
+    coarsest,
     codec_of,
     cpu_threads,
     description_of,
+    online,
     without_store,
 )
-from edgestill.capture import Captured, begin, finish, refuse_full_disk, trial
+from edgestill.capture import Captured, begin, check_begun, finish, refuse_full_disk, trial
 from edgestill.capture import capture as capture_shards
 from edgestill.errors import UserError
 from edgestill.models import TextInput
@@ -32,7 +34,6 @@ from edgestill.signals import Signal
 from edgestill.store import CODECS, Codec, Store
 from edgestill.store.size import bytes_of
 from edgestill.tasks.samples import Batch
-from edgestill.teachers.online import OnlineTeacher
 from edgestill.train import Track
 
 
@@ -57,6 +58,7 @@ def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -
         )
         check_teacher(job.metric, quality, job.splits.validation, job.teacher)
         begin(place, description)
+        check_begun(place, job.splits.train, online(job), coarsest(job))
 
     processes.first(check)
     own = folder.held(place) if processes.main else nullcontext()
@@ -71,7 +73,7 @@ def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -
             count=processes.count,
         )
         kept, made, asked = processes.total(found)  # by which all are through
-        processes.first(lambda: finish(place, description))
+        processes.first(lambda: finish(place))
     return Captured(kept, made, asked) if processes.main else None
 
 
@@ -119,8 +121,7 @@ def _job(recipe: Recipe, processes: Processes, track: Track) -> Job:
 
 def _teacher(job: Job) -> Callable[[Batch, Sequence[str]], Signal]:
     """The teacher as a capture asks it: of texts, a tap is the mean over the valid tokens."""
-    precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
-    teacher, expected = OnlineTeacher(job.teacher, job.device, precision), job.teacher.input
+    teacher, expected = online(job), job.teacher.input
 
     def of_texts(batch: Batch, taps: Sequence[str]) -> Signal:
         signal, tokens = teacher(batch, taps), batch.valid(expected, job.device)

@@ -15,8 +15,10 @@ from edgestill.assemble.stores import (
     check_served,
     check_store,
     check_taps,
+    coarsest,
     codec_of,
     description_of,
+    online,
     without_store,
 )
 from edgestill.assemble.terms import with_measured_maps
@@ -35,9 +37,11 @@ __all__ = [
     "check_served",
     "check_store",
     "check_taps",
+    "coarsest",
     "codec_of",
     "cpu_threads",
     "description_of",
+    "online",
     "with_measured_maps",
     "without_store",
 ]

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from edgestill import folder
 from edgestill.assemble.job import Job
+from edgestill.capture import check_answers
 from edgestill.errors import UserError
 from edgestill.losses import OF_SAMPLES, POOLING, SOFT_LOSSES
 from edgestill.models import TextInput, example, fingerprint, forward, to_device
@@ -22,8 +21,11 @@ from edgestill.store.size import bytes_a_position, cut
 from edgestill.taps import record
 from edgestill.tasks.images import ImageSamples
 from edgestill.tasks.tokens import Blocks
+from edgestill.teachers.online import OnlineTeacher
 
 AS_THEY_ARE = "none"
+NOTES = ("transformers_version", "architectures", "dtype")
+"""What a configuration says of how it was saved, which no answer depends on."""
 MIXED = "train.mixup: a store holds what the teacher says of single samples: set mixup to 0"
 
 
@@ -54,23 +56,20 @@ def identity_of(job: Job) -> dict[str, Any]:
         "positions": int(positions.sum()),
         "classes": _classes(job),
         "views": Views(how=how),
-        "teacher": f"{fingerprint(job.teacher.module)} {_settings(job)}",
+        "configuration": _configuration(job),
+        "teacher": f"{fingerprint(job.teacher.module)} in {job.recipe.teacher.precision}, "
+        f"autocast {job.recipe.train.precision}",
     }
 
 
-def _settings(job: Job) -> str:
-    """What beside its weights a teacher's answers depend on: its code, its configuration, and what it computes in."""
+def _configuration(job: Job) -> str:
+    """What a teacher's answers depend on beside its weights and its code; of that the answers themselves tell."""
     section = job.recipe.teacher
-    config = getattr(job.teacher.module, "config", None)
-    depends = {
-        "model": section.model.rpartition(":")[2] if ".py:" in section.model else "",
-        "files": [*folder.contents(yaml.safe_dump({"teacher": {"model": section.model}})).values()],
-        "classes": section.classes,
-        "options": section.options,
-        "config": config.to_json_string() if config is not None and hasattr(config, "to_json_string") else None,
-    }
-    digest = hashlib.blake2b(json.dumps(depends, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-    return f"{digest} in {section.precision}, autocast {job.recipe.train.precision}"
+    config: Any = getattr(job.teacher.module, "config", None)
+    told = json.loads(config.to_json_string()) if hasattr(config, "to_json_string") else {}
+    told = {key: value for key, value in told.items() if key not in NOTES}
+    depends = {"classes": section.classes, "options": section.options, "config": told}
+    return hashlib.blake2b(json.dumps(depends, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
 def _cut(blocks: Blocks) -> str:
@@ -175,8 +174,8 @@ def check_served(recipe: Recipe, codec: Codec, what: str) -> None:
 
 
 def check_store(job: Job, *, unfitted: bool = False) -> None:
-    """UserError, with both values, where the job's store is of another teacher, input, data or views; of a teacher
-    that is still to be fitted, all but the first."""
+    """UserError, with both values, where the job's store is of another teacher, input, data or views, or its teacher
+    answers otherwise now; of a teacher that is still to be fitted, all but what it takes to ask it."""
     if job.store is None:
         return
     found, wanted = job.store.description, identity_of(job)
@@ -187,6 +186,19 @@ def check_store(job: Job, *, unfitted: bool = False) -> None:
     if job.unmeasured:
         raise UserError("map: auto measures the teacher's taps, and a store holds but some: name a map, or the taps")
     check_taps(job, found.taps, f"the store {job.store.folder} holds")
+    if not unfitted:
+        check_answers(job.store, job.splits.train, online(job), coarsest(job))
+
+
+def online(job: Job) -> OnlineTeacher:
+    """The teacher as a training or a capture asks it."""
+    precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
+    return OnlineTeacher(job.teacher, job.device, precision)
+
+
+def coarsest(job: Job) -> torch.dtype:
+    """The type of fewest places that a stored answer went through."""
+    return torch.bfloat16 if "bf16" in (job.recipe.teacher.precision, job.recipe.train.precision) else torch.float16
 
 
 def _classes(job: Job) -> int:

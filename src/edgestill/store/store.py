@@ -25,7 +25,8 @@ from edgestill.store.shards import Numbers, Piece, Shard, numbers
 from edgestill.store.taps import Tap
 
 STORE, SHARDS = "store.json", "shards"
-VERSION = 1
+VERSION = 2
+"""1 said its teacher's code and options in one fingerprint, which a comment in the file changed."""
 WIDE = 2**12
 """Numbers of a row from which on rows are read one by one."""
 
@@ -53,6 +54,7 @@ class Description:
         batch: samples a forward pass.
         rows: rows a record batch, whole forward passes.
         batches: record batches a shard.
+        configuration: fingerprint of the teacher's options, classes and configuration; empty in a store of version 1.
     """
 
     teacher: str
@@ -67,6 +69,7 @@ class Description:
     batch: int
     rows: int
     batches: int
+    configuration: str = ""
 
     @property
     def total(self) -> int:
@@ -121,12 +124,15 @@ def read_store(folder: Path) -> tuple[Description, list[list[Piece]] | None]:
         raise UserError(f"{path} is damaged: {first_line(error)}") from error
     if not whole:
         raise UserError(f"{path} is damaged: its checksum is another")
-    if version != VERSION:
-        raise UserError(f"{path} is of version {version}; this edgestill reads {VERSION}: capture it again")
+    if version not in (1, VERSION):
+        raise UserError(f"{path} is of version {version}; this edgestill reads 1 and {VERSION}: capture it again")
     complete, pieces = said.pop("complete"), said.pop("pieces")
     try:
+        if version == 1:
+            weights, _, computed = said["teacher"].partition(" ")
+            said["teacher"] = f"{weights} {computed.partition(' ')[2]}"  # without the fingerprint of its code
         description = Description.from_json(said)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not as this edgestill writes it: {first_line(error)}; capture it again") from error
     return description, [[Piece(*one) for one in shard] for shard in pieces] if complete else None
 
@@ -135,7 +141,8 @@ def refuse_other(folder: Path, found: Description, expected: Mapping[str, Any]) 
     """UserError, with both values, where a store is not of what is expected: a description's fields, or some."""
     have = found.to_json()
     for key, need in expected.items():
-        if have[key] != need:
+        unsaid = key == "configuration" and not have[key]
+        if have[key] != need and not unsaid:
             raise UserError(
                 f"the store {folder} has another {key}: {have[key]}, where the recipe has {need}; capture one "
                 "for this recipe, or train with what it was captured with"

@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from edgestill.losses.reduce import channels_first, pooled
 from edgestill.models import ImageInput, Model
 from edgestill.signals import Buckets, Draws, Signal
 from edgestill.store import Codec, Dense, Description, Sampled, Store, Tap, TopK, Views
+from edgestill.store.size import cut
 from edgestill.store.store import STORE, shard_path
 from edgestill.tasks.images import ImageSamples
 from edgestill.tasks.images import Views as Augmented
@@ -79,6 +81,27 @@ def captured(folder: Path, codec: Codec, teacher: Asked | None = None) -> Store:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("of_row", "batch", "total", "passes", "batches"),
+    [
+        (20, 64, 1102, 1, 1),  # the digits
+        (20, 128, 450_000, 55, 1),  # ten views of CIFAR-10
+        (2e4, 8, 10_000, 7, 2),  # some blocks of text
+        (2e6, 8, 10**6, 1, 4),  # of many classes
+        (1012, 8, 10**8, 128, 2),
+        (0, 64, 3, 1, 1),
+    ],
+)
+def test_a_shard_is_a_share_of_the_work_and_a_piece_of_some_size(
+    of_row: float, batch: int, total: int, passes: int, batches: int
+) -> None:
+    assert cut(of_row, batch, total) == (passes * batch, batches)
+    rows = passes * batches * batch
+    assert rows <= max(batch, ceil(total / 64) + batch)
+    assert passes * batches <= 256
+    assert batches == 1 or rows * of_row < 1.1 * 2**26
 
 
 @pytest.mark.parametrize("codec", EVERY, ids=NAMES)

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,6 +70,68 @@ def test_a_run_trains_from_a_store_and_asks_its_teacher_one_pass_alone(
     assert any("soft" in line.get("parts", {}) for line in lines if line["arm"] == "student")
     assert result_of(tmp_path / "run")["teacher"]["quality"] > 0.5, "it is measured all the same"
     assert rows == [(0, sample) for sample in range(64)], "whether it is the one that was captured"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+
+from edgestill import progress
+from edgestill.recipe import load_recipe
+from edgestill.stores import capture
+from edgestill.teachers.online import OnlineTeacher
+
+asks, rows = OnlineTeacher.__call__, open(sys.argv[2], "w")
+
+
+def asked(self, batch, taps):
+    for view, index in zip(batch.views.tolist(), batch.indices.tolist()):
+        print(view, index, file=rows, flush=True)
+    asked.left -= 1
+    if not asked.left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return asks(self, batch, taps)
+
+
+asked.left, OnlineTeacher.__call__ = int(sys.argv[3]), asked
+capture(load_recipe("digits", sys.argv[4:]), Path(sys.argv[1]), track=progress.silent)
+"""
+
+
+@pytest.mark.usefixtures("digits")  # its teacher is fitted
+def test_a_capture_that_is_killed_asks_no_more_than_a_shard_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a store that is far smaller than what a file may have: 3,306 rows of 32 bytes."""
+    sets = [*DIGITS, "capture.views=3", "capture.batch=8"]
+    told = [tmp_path / "store", tmp_path / "rows", "200", *sets]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *told], check=False)
+    assert killed.returncode == -9
+    asks, rows, said = OnlineTeacher.__call__, [], []
+
+    def asked(self: OnlineTeacher, batch: Batch, taps: list[str]) -> Signal:
+        rows.extend(zip(batch.views.tolist(), batch.indices.tolist(), strict=True))
+        return asks(self, batch, taps)
+
+    def track(items: Iterable[int], description: str, total: int) -> Iterator[int]:
+        for done, item in enumerate(items):
+            said.append((description, done, total))
+            yield item
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineTeacher, "__call__", asked)
+        capture(load_recipe("digits", sets), tmp_path / "store", track=track)
+    before = [tuple(map(int, line.split())) for line in (tmp_path / "rows").read_text().splitlines()]
+    of = Store.open(tmp_path / "store").description
+    again = {*before} & {*rows[8:]}  # the first pass of all is what the teacher is known by
+    assert rows[:8] == before[:8]
+    assert 0 < len(again) <= of.rows * of.batches <= of.total / 50
+    assert len({*before} | {*rows}) == of.total == 3306
+    own = [done for description, done, total in said if (description, total) == ("capturing rows", of.total)]
+    assert own == [*range(of.total)], "of the rows that were there too"
+    capture(load_recipe("digits", sets), tmp_path / "whole", track=progress.silent)
+    for path in (tmp_path / "whole").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "store" / path.relative_to(tmp_path / "whole")).read_bytes()
 
 
 def test_what_stands_behind_a_training_needs_no_store_and_keeps_its_name(
@@ -362,7 +427,7 @@ def test_a_plan_says_how_large_a_store_becomes(codec: str, tmp_path: Path, capsy
 def test_a_store_larger_than_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = SimpleNamespace(free=20_000)
     monkeypatch.setattr("edgestill.capture.shutil.disk_usage", lambda place: free)
-    with pytest.raises(UserError, match=r"needs 3\d,\d\d\d bytes more, and .* has 20,000 free"):
+    with pytest.raises(UserError, match=r"needs 5\d,\d\d\d bytes more, and .* has 20,000 free"):
         capture(load_recipe("digits", DIGITS), tmp_path / "store", track=progress.silent)
     assert not (tmp_path / "store").exists()
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -65,14 +66,18 @@ def capture(
     description = begin(folder, description)
     work = _Work(folder, description, samples, teacher)
     mine = range(rank, description.shards, count)
+    rows = sum(work.rows(work.batches(number)) for number in mine)
+    work.ticks = iter(track(range(rows), "capturing rows", rows))
     kept = made = asked = 0
-    for number in track(mine, "capturing", len(mine)):
+    for number in mine:
         bad = work.missing(number)
         if not bad:
+            work.tick(work.rows(work.batches(number)))
             kept += 1
             continue
         asked += work.make(number, bad)
         made += 1
+    work.tick(None)
     return Captured(kept, made, asked)
 
 
@@ -175,6 +180,16 @@ class _Work:
         self.columns, self.paths = description.columns(), [tap.path for tap in description.taps]
         self.layout = schema(self.columns, single=bool((self.positions == 1).all()))
         _, self.known = read_store(folder)
+        self.ticks: Iterator[Any] = iter(())
+
+    def tick(self, rows: int | None) -> None:
+        """Shows that so many rows more are dealt with; of None, that it is the end."""
+        for _ in islice(self.ticks, rows):
+            pass
+
+    def rows(self, batches: range) -> int:
+        """Of some record batches that follow one another."""
+        return min(batches.stop * self.of.rows, self.of.total) - batches.start * self.of.rows
 
     def batches(self, shard: int) -> range:
         """The record batches of a shard."""
@@ -212,6 +227,7 @@ class _Work:
             nonlocal asked
             for place, number in enumerate(self.batches(shard)):
                 if whole is not None and place not in bad:
+                    self.tick(self.rows(range(number, number + 1)))
                     yield whole.batch(place)
                 else:
                     rows = np.arange(number * self.of.rows, min((number + 1) * self.of.rows, self.of.total))
@@ -241,6 +257,7 @@ class _Work:
             for tap in self.of.taps:
                 kept[-1] |= tap.encode(signal.taps[tap.path])
             losses.append(own_losses(logits, batch.labels, positions))
+            self.tick(len(positions))
         said = {"sample": indices, "view": views, "loss": np.concatenate(losses)}
         values = {column.name: np.concatenate([part[column.name] for part in kept]) for column in self.columns}
         return record_batch(said, values, self.columns, self.positions[indices], self.layout)

@@ -119,7 +119,7 @@ def _stores(job: Paper, work: Work, teacher: Transformer, student: Transformer) 
     answered = teacher.answered(job.length)
     for name, (codec, learned_from) in codecs.items():
         each = bytes_a_position(codec, classes, drawn)
-        rows, batches = cut(answered * each, CAPTURED)
+        rows, batches = cut(answered * each, CAPTURED, work.texts)
         of = Description(
             "", "", "", work.texts, work.texts * answered, classes, Views(), codec, (), CAPTURED, rows, batches
         )

@@ -38,8 +38,8 @@ def description_of(job: Job) -> Description:
     section, of = job.recipe.capture, identity_of(job)
     codec, taps = codec_of(job.recipe, section.codec, of["classes"]), taps_of(job)
     of_row = of["positions"] / of["samples"] * bytes_a_position(codec, of["classes"]) + sum(tap.bytes for tap in taps)
-    rows, batches = cut(of_row, section.batch)
     views = Views(section.views if of["views"].how != AS_THEY_ARE else 1, section.seed, of["views"].how)
+    rows, batches = cut(of_row, section.batch, of["samples"] * views.count)
     return Description(**of | {"views": views}, codec=codec, taps=taps, batch=section.batch, rows=rows, batches=batches)
 
 

@@ -106,6 +106,18 @@ def test_a_vision_model_of_half_the_width_loads_from_its_folder(
         assert again.options["num_heads"] == 2
 
 
+def test_a_vision_transformer_loses_blocks_and_heads_at_once(tmp_path: Path) -> None:
+    """Its blocks are numbered anew, as timm counts them."""
+    teacher = image_teacher("timm:vit_tiny_patch16_224", img_size=32, patch_size=8, depth=5)
+    teacher.input = ImageInput(3, 32, (0.5,), (0.5,))
+    student = from_teacher(FromTeacher(width=0.67, keep=[0, 2, 4]), teacher, None)
+    assert [len(student.module.blocks), student.options["depth"], student.options["num_heads"]] == [3, 3, 2]
+    last, whole = student.module.blocks[2].norm1, teacher.module.blocks[4].norm1
+    assert len(last.weight) == 128
+    assert {*last.weight.tolist()} <= {*whole.weight.tolist()}
+    assert student.origin == {"blocks.0": "blocks.0", "blocks.1": "blocks.2", "blocks.2": "blocks.4"}
+
+
 def test_a_generated_file_builds_the_student_without_edgestill(tmp_path: Path) -> None:
     """Blocks and channels of a ResNet-56, in a process that has torch and safetensors alone."""
     teacher = image_teacher(f"{NETS}:resnet56")
@@ -257,7 +269,7 @@ def test_a_student_starts_better_than_random_and_its_batch_norms_are_of_its_own_
     removed, _ = channels_to_cut(net, images[:2], Width(channels=0.75), "activation", losses)
     student = copy.deepcopy(net)
     cut(student, removed)
-    refuse_wrong(net, student, removed, images[:2])
+    refuse_wrong(net, student, student, removed, images[:2])
     estimate_batch_norms(student, losses)
     seen: list[Tensor] = []
     handle = student.norm1.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))

@@ -153,7 +153,7 @@ def _of_hugging_face(
         narrow = copy.deepcopy(whole)
         cut(narrow, removed)
         student = embedded(configured(narrow, sizes))
-        refuse_wrong(whole, student, removed, probe)
+        refuse_wrong(whole, narrow, student, removed, probe)
         said = _said(sizes)
     if not weights:
         student = embedded(type(student)(student.config))
@@ -184,7 +184,7 @@ def _of_any(section: FromTeacher, teacher: Model, probe: Tensor, losses: Losses,
         name, text = source(teacher, skipped, differences(module, narrow))
         made = replace(teacher, module=narrow, spec=f"model.py:{name}", options={}, source=text, origin={})
     if removed:
-        refuse_wrong(whole, made.module, removed, probe)
+        refuse_wrong(whole, narrow, made.module, removed, probe)
     if real and (skipped or removed):  # an uncut copy stays as it is
         estimate_batch_norms(made.module, losses)
     if not weights:

@@ -118,7 +118,7 @@ def _from_timm(
     channels, height, _ = declared["input_size"]
     return module, ImageInput(
         channels=options.get("in_chans", channels),
-        size=height if keeps_size else default.size,
+        size=options.get("img_size", height if keeps_size else default.size),
         mean=tuple(declared["mean"]),
         std=tuple(declared["std"]),
     )

@@ -506,14 +506,20 @@ TASK_ROWS = {
     "arc_easy": {"question": "4+4=", "choices": {"text": ["8", "3"], "label": ["A", "B"]}, "answerKey": "A"},
     "arithmetic_1dc": {"context": "4+4=", "completion": "8"},
     "gsm8k": {"question": "4+4=", "answer": "Well.\n#### 8"},
+    "lambada_openai": {"text": "4+4= 8"},  # whose first measure is no mean of its samples
 }
 
 
 @pytest.mark.parametrize("task", TASK_ROWS)
 def test_tasks_of_lm_eval_are_asked_with_local_data(
-    task: str, tmp_path: Path, asked_model: tuple[torch.nn.Module, LanguageModel]
+    task: str,
+    tmp_path: Path,
+    asked_model: tuple[torch.nn.Module, LanguageModel],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    monkeypatch.chdir(tmp_path)  # no git repository
     rows = [TASK_ROWS[task], json.loads(json.dumps(TASK_ROWS[task]).replace("4+4", "5+5"))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shots = {"examples": str(tmp_path / "rows.jsonl"), "number_of_shots": 1} if task == "gsm8k" else {}
@@ -526,6 +532,8 @@ def test_tasks_of_lm_eval_are_asked_with_local_data(
     if task == "arithmetic_1dc":
         assert found.scores.tolist() == [1, 0]
     assert found.chance == (0.5 if task == "arc_easy" else 0)
+    assert found.higher_is_better
+    assert "git" not in capfd.readouterr().err
 
 
 def test_a_task_of_whole_texts_counts_each_by_its_words(

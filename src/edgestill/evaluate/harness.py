@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partialmethod
 from pathlib import Path
@@ -59,7 +59,12 @@ def scores(
     from lm_eval.evaluator import simple_evaluate
 
     try:
-        with tempfile.TemporaryDirectory() as folder, quiet(f"lm-eval: the data of {data}"), _without_bars():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            quiet(f"lm-eval: the data of {data}"),
+            _without_bars(),
+            _without_git(),
+        ):
             found: Any = simple_evaluate(
                 model=_asked(model, tokens, track),
                 tasks=[str(_with_data(task, data, examples, Path(folder)))],
@@ -80,10 +85,12 @@ def _of_samples(task: str, found: dict[str, Any], measure: str | None) -> tuple[
     """What `scores` gives, from what lm-eval keeps of each sample."""
     rows = found["samples"][task]
     rows = [row for row in rows if row["filter"] == rows[0]["filter"]]
-    measures = [name for name in rows[0]["metrics"] if isinstance(rows[0][name], int | float | tuple | list)]
+    measures = [name for name in rows[0]["metrics"] if _of_single_samples(found["configs"][task], name, rows[0][name])]
     chosen = measure or (measures[0] if measures else None)
     if chosen is None or chosen not in measures:
-        raise UserError(f"lm-eval: {task} has no measure {chosen!r} of single samples: {', '.join(measures) or 'none'}")
+        raise UserError(
+            f"lm-eval: {task} has no measure {chosen!r} that is a mean over samples: {', '.join(measures) or 'none'}"
+        )
     shown = [_shown(row) for row in rows]
     if isinstance(rows[0][chosen], tuple | list):  # of whole texts: log p, and over how many bytes or words
         sums = np.asarray([row[chosen] for row in rows], np.float64)
@@ -93,6 +100,32 @@ def _of_samples(task: str, found: dict[str, Any], measure: str | None) -> tuple[
     of_choices = found["configs"][task]["output_type"] == "multiple_choice" and chosen.startswith("acc")
     chance = float(np.mean([1 / len(row["arguments"]) for row in rows])) if of_choices else 0.0
     return values, ones, chance if higher else None, [], shown, higher
+
+
+def _of_single_samples(config: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Whether a measure is the mean of numbers, or log p over bytes or words; not so an F1, or lambada's perplexity,
+    less of which is better, while more is of its samples' log p."""
+    from lm_eval.api.registry import get_metric_aggregation
+
+    said = [one.get("aggregation") for one in config.get("metric_list") or () if one.get("metric") == name]
+    how = next(iter(said), None) or get_metric_aggregation(name)
+    how = getattr(how, "__name__", how)
+    if isinstance(value, tuple | list):
+        return how in ("weighted_perplexity", "bits_per_byte")
+    return isinstance(value, int | float) and how in ("mean", None)
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """lm-eval notes the commit of the current folder, and git says on stderr where there is none."""
+    from lm_eval import evaluator
+
+    usual = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = usual
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Students of some channels and heads of their teacher."""
 
 import copy
+import re
 import subprocess
-import sys
+import venv
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -118,8 +120,29 @@ def test_a_vision_transformer_loses_blocks_and_heads_at_once(tmp_path: Path) -> 
     assert student.origin == {"blocks.0": "blocks.0", "blocks.1": "blocks.2", "blocks.2": "blocks.4"}
 
 
-def test_a_generated_file_builds_the_student_without_edgestill(tmp_path: Path) -> None:
-    """Blocks and channels of a ResNet-56, in a process that has torch and safetensors alone."""
+def clean_venv(folder: Path) -> Path:
+    """The Python of a new environment that has torch with what it requires, and safetensors: nothing else is there."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    needed, seen = ["torch", "safetensors", "numpy"], set()
+    while needed:
+        name = needed.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        distribution = metadata.distribution(name)
+        for file in distribution.files or ():
+            top = site / file.parts[0]
+            if file.parts[0] not in ("..", "__pycache__") and not top.exists():
+                top.symlink_to(distribution.locate_file(file.parts[0]))
+        for required in distribution.requires or ():
+            if "extra ==" not in required and not re.search(r"platform_(system|machine)|sys_platform", required):
+                needed.append(re.split(r"[^\w.-]", required)[0])
+    return folder / "bin" / "python"
+
+
+def test_a_generated_file_builds_the_student_in_a_clean_venv(tmp_path: Path) -> None:
+    """Blocks and channels of a ResNet-56, where torch and safetensors are alone."""
     teacher = image_teacher(f"{NETS}:resnet56")
     student = from_teacher(FromTeacher(width=0.5, depth=0.4), teacher, None)
     save_student(student, tmp_path, tuple("abcde"))
@@ -127,12 +150,14 @@ def test_a_generated_file_builds_the_student_without_edgestill(tmp_path: Path) -
     torch.save(images, tmp_path / "images.pt")
     function = student.spec.partition(":")[2]
     script = (
-        "import sys\nsys.modules['edgestill'] = None\nsys.path.insert(0, '.')\n"
+        "import importlib.util, sys\nsys.path.insert(0, '.')\n"
+        "assert not any(map(importlib.util.find_spec, ('edgestill', 'timm', 'torch_pruning', 'pydantic')))\n"
         "import torch, model\nfrom safetensors.torch import load_file\n"
         f"net = model.{function}()\nnet.load_state_dict(load_file('model.safetensors'))\n"
         "torch.set_num_threads(1)\ntorch.save(net.eval()(torch.load('images.pt')), 'told.pt')\n"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    python = clean_venv(tmp_path / "venv")
+    subprocess.run([python, "-c", script], cwd=tmp_path, check=True, capture_output=True)
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "told.pt"), student.module(images))
     blocks = [path for path, module in student.module.named_modules() if type(module).__name__ == "Block"]

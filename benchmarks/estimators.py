@@ -27,7 +27,7 @@ from edgestill.losses import bucketed, drawn_kl, kl
 from edgestill.models import Model, forward
 from edgestill.reading import builtin
 from edgestill.recipe import load_recipe
-from edgestill.run import run
+from edgestill.runs import run
 from edgestill.runtimes.measure import hardware
 from edgestill.signals import Draws
 from edgestill.store import Codec, Dense, Sampled, TopK

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from edgestill import load_recipe, progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.cli import main
 from edgestill.errors import UserError
 from edgestill.evaluate.likelihood import continuations, token_ids, whole
@@ -554,3 +554,10 @@ def test_an_unknown_task_of_lm_eval_is_named(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     with pytest.raises(UserError, match="no task 'arc_eezy'; did you mean 'arc_easy'"):
         check(Skill("s", "lm-eval", [], "rows.jsonl", task="arc_eezy"))
+
+
+def test_a_task_of_lm_eval_that_reads_its_own_data_is_refused() -> None:
+    """It would ask the Hub."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    with pytest.raises(UserError, match="lm-eval's task squadv2 reads its data by code of its own"):
+        check(Skill("s", "lm-eval", [], "rows.jsonl", task="squadv2"))

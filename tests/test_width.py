@@ -21,7 +21,7 @@ from edgestill.assemble.students import from_teacher
 from edgestill.errors import UserError
 from edgestill.models import ImageInput, Model, TextInput, embed, forward, load_model, save_student
 from edgestill.recipe import FromTeacher, load_recipe
-from edgestill.run import run
+from edgestill.runs import run
 from edgestill.students.cutting import cut
 from edgestill.students.depth import losses_without, most_missed
 from edgestill.students.heads import heads_of

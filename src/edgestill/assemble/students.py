@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -222,7 +223,8 @@ def _anew(teacher: Model, made: Model, skipped: Sequence[str], removed: Removed)
         return drawn
     ours = made if made.source is None or made.source == teacher.source else teacher
     options = ours.options | ({"pretrained": False} if ours.spec.startswith("timm:") else {})
-    drawn = load_model(ours.spec, classes=None, default=teacher.input, options=options).module.eval()
+    seen: dict[str, Any] = {"mean": [*teacher.input.mean], "std": [*teacher.input.std], "size": teacher.input.size}
+    drawn = load_model(ours.spec, classes=None, default=teacher.input, options=options, **seen).module.eval()
     if ours is teacher:
         cut(_without(drawn, skipped), removed)
     return drawn

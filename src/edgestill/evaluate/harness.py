@@ -1,6 +1,7 @@
 """A task of EleutherAI's lm-eval by its name, its data given locally, asked of any of our language models."""
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,11 +27,22 @@ def check(task: str, data: str, examples: str | None) -> None:
     names = [*manager.all_subtasks]
     if task not in names:
         raise UserError(f"lm-eval has no task {task!r}{closest(task, names)}; a group's tasks are named one by one")
-    if manager.task_index[task].yaml_path is None:
+    described = manager.task_index[task].yaml_path
+    if described is None or "class" in _keys(described):
         raise UserError(f"lm-eval's task {task} reads its data by code of its own: take another, or a scorer of ours")
     for path in filter(None, (data, examples)):
         if Path(path).suffix not in KINDS:
             raise UserError(f"lm-eval's tasks take files of {', '.join(KINDS)}; {path} came")
+
+
+def _keys(path: Path) -> set[str]:
+    """The keys of a task's description, and of those that it includes."""
+    text = Path(path).read_text(encoding="utf-8")
+    own = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+    included = re.search(r"^include:\s*(\S+)", text, re.MULTILINE)
+    if included is None or not (other := Path(path).parent / included[1].strip("\"'")).is_file():
+        return own
+    return own | _keys(other)
 
 
 def scores(
@@ -88,9 +100,8 @@ def _of_samples(task: str, found: dict[str, Any], measure: str | None) -> tuple[
     measures = [name for name in rows[0]["metrics"] if _of_single_samples(found["configs"][task], name, rows[0][name])]
     chosen = measure or (measures[0] if measures else None)
     if chosen is None or chosen not in measures:
-        raise UserError(
-            f"lm-eval: {task} has no measure {chosen!r} that is a mean over samples: {', '.join(measures) or 'none'}"
-        )
+        named = f"no measure {chosen!r}: it has {', '.join(measures)}" if measures else "none"
+        raise UserError(f"lm-eval: of the measures of {task} that are means over samples there is {named}")
     shown = [_shown(row) for row in rows]
     if isinstance(rows[0][chosen], tuple | list):  # of whole texts: log p, and over how many bytes or words
         sums = np.asarray([row[chosen] for row in rows], np.float64)

@@ -137,6 +137,11 @@ def _from_student_folder(folder: Path) -> tuple[str, dict[str, Any], nn.Module, 
     if ".py:" in spec:
         spec = str(folder / spec)
     options = options | ({} if ".py:" in spec else {"pretrained": False})
-    inner = load_model(spec, classes=len(classes), default=declared, options=options)
+    seen: dict[str, Any] = {
+        "mean": [*declared.mean],
+        "std": [*declared.std],
+        "size": declared.size,
+    }  # not what the model declares
+    inner = load_model(spec, classes=len(classes), default=declared, options=options, **seen)
     load_weights(inner.module, folder / "model.safetensors")
     return spec, options, inner.module, declared

@@ -561,3 +561,22 @@ def test_a_task_of_lm_eval_that_reads_its_own_data_is_refused() -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     with pytest.raises(UserError, match="lm-eval's task squadv2 reads its data by code of its own"):
         check(Skill("s", "lm-eval", [], "rows.jsonl", task="squadv2"))
+
+
+@pytest.mark.parametrize(
+    ("row", "changed", "said"),
+    [
+        ({"question": "4+4="}, {}, "arc_easy cannot be asked with the data of .*rows.jsonl: 'choices' is undefined"),
+        ({"ctx_b": "4"}, {"task": "hellaswag"}, "hellaswag needs the column 'ctx_a', which .*rows.jsonl lacks"),
+        (TASK_ROWS["arc_easy"], {"measure": "f1"}, "no measure 'f1': it has acc, acc_norm"),
+        (TASK_ROWS["arc_easy"], {"source": "none.jsonl"}, "none.jsonl"),
+    ],
+)
+def test_a_task_that_cannot_be_asked_is_refused_before_any_model_is(
+    row: dict[str, str], changed: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    skill = Skill("s", "lm-eval", [], str(tmp_path / "rows.jsonl"), task="arc_easy")
+    with pytest.raises(UserError, match=said):
+        check(replace(skill, **changed))

@@ -21,8 +21,8 @@ from edgestill.evaluate.writing import LanguageModel, answers, prompt_ids, with_
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
-def check(task: str, data: str, examples: str | None) -> None:
-    """UserError where lm-eval is not installed, or has no such task."""
+def check(task: str, data: str, examples: str | None, shots: int, samples: int | None, measure: str | None) -> None:
+    """UserError where lm-eval is not installed, has no such task or measure, or cannot ask it with these rows."""
     manager = _manager()
     names = [*manager.all_subtasks]
     if task not in names:
@@ -33,6 +33,7 @@ def check(task: str, data: str, examples: str | None) -> None:
     for path in filter(None, (data, examples)):
         if Path(path).suffix not in KINDS:
             raise UserError(f"lm-eval's tasks take files of {', '.join(KINDS)}; {path} came")
+    _of_samples(task, _evaluated(_silent(), task, data, examples, shots, samples), measure)
 
 
 def _keys(path: Path) -> set[str]:
@@ -68,6 +69,12 @@ def scores(
         measure: of the task's, such as acc_norm; its first one that is a mean of samples unless said.
         tokens: most tokens that are written, where the task sets no smaller number.
     """
+    found = _evaluated(_asked(model, tokens, track), task, data, examples, shots, samples)
+    return _of_samples(task, found, measure)
+
+
+def _evaluated(asked: Any, task: str, data: str, examples: str | None, shots: int, samples: int | None) -> Any:
+    """What lm-eval finds of a model as it asks one."""
     from lm_eval.evaluator import simple_evaluate
 
     try:
@@ -77,8 +84,8 @@ def scores(
             _without_bars(),
             _without_git(),
         ):
-            found: Any = simple_evaluate(
-                model=_asked(model, tokens, track),
+            return simple_evaluate(
+                model=asked,
                 tasks=[str(_with_data(task, data, examples, Path(folder)))],
                 num_fewshot=shots,
                 limit=samples,
@@ -88,9 +95,10 @@ def scores(
             )
     except UserError:
         raise
+    except KeyError as error:
+        raise UserError(f"lm-eval: {task} needs the column {error}, which {data} lacks") from error
     except Exception as error:
         raise UserError(f"lm-eval: {task} cannot be asked with the data of {data}: {first_line(error)}") from error
-    return _of_samples(task, found, measure)
 
 
 def _of_samples(task: str, found: dict[str, Any], measure: str | None) -> tuple[Any, ...]:
@@ -189,6 +197,23 @@ def _manager() -> Any:
 def _quiet() -> None:
     for name in ("lm_eval", "lm-eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _silent() -> Any:
+    """A model that says nothing: whether a task can be asked is known before there is one."""
+    from lm_eval.api.model import LM
+
+    class Silent(LM):  # type: ignore[misc]
+        def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+            return [(0.0, False)] * len(requests)
+
+        def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+            return [0.0] * len(requests)
+
+        def generate_until(self, requests: Sequence[Any]) -> list[str]:
+            return [""] * len(requests)
+
+    return Silent()
 
 
 def _asked(model: LanguageModel, tokens: int, track: Track) -> Any:

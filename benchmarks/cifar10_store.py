@@ -13,7 +13,7 @@ from time import perf_counter
 
 from edgestill import progress
 from edgestill.recipe import load_recipe
-from edgestill.run import run
+from edgestill.runs import run
 from edgestill.stores import capture, plan
 from edgestill.words import percent, points
 

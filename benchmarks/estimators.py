@@ -27,7 +27,7 @@ from edgestill.losses import bucketed, drawn_kl, kl
 from edgestill.models import Model, forward
 from edgestill.reading import builtin
 from edgestill.recipe import load_recipe
-from edgestill.run import run
+from edgestill.runs import run
 from edgestill.runtimes.measure import hardware
 from edgestill.signals import Draws
 from edgestill.store import Codec, Dense, Sampled, TopK
@@ -242,7 +242,7 @@ def gradients(job: Job, options: argparse.Namespace) -> list[str]:
 
 def qualities(recipe: Path, options: argparse.Namespace, folder: Path) -> list[str]:
     """The student's bits per byte from stores of each codec, over seeds."""
-    common = [f"compare.seeds={options.seeds}", "compare.baseline=false", "train.threads=1"]
+    common = [*options.overrides, f"compare.seeds={options.seeds}", "compare.baseline=false", "train.threads=1"]
     lines = ["| trained from | bits per byte, mean ± standard deviation | store, bytes |", "|---|---|---|"]
     for name, sets in {
         "dense": ["capture.codec=dense"],
@@ -282,7 +282,8 @@ def main() -> None:
         "",
         f"Hardware: {here['cpu']}, {here['cores']} cores, 1 thread. torch {torch.__version__}.  ",
         f"Command: `python benchmarks/estimators.py --vocabulary {options.vocabulary} --epochs {options.epochs:g} "
-        f"--tokens {options.tokens} --redraws {options.redraws} --seeds {options.seeds}`.",
+        f"--tokens {options.tokens} --redraws {options.redraws} --seeds {options.seeds}"
+        f"{''.join(f' --set {one}' for one in options.overrides)}`.",
         "",
         f"The gradient of forward KL at temperature 1 in all weights of the student over {options.tokens:,} tokens, at "
         "the start, in the middle and at the end of a training on all logits: degrees between that of what was kept "

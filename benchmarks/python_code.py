@@ -14,7 +14,7 @@ from typing import Any
 
 from edgestill import progress
 from edgestill.recipe import load_recipe
-from edgestill.run import run
+from edgestill.runs import run
 from edgestill.runtimes.measure import hardware
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgestill import load_recipe, progress, run, search
 from edgestill.recipe import candidates
-from edgestill.run import bench_again
+from edgestill.runs import bench_again
 from edgestill.words import percent
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,11 +52,11 @@ def measured(options: argparse.Namespace) -> None:
         budget = bench_again(chosen, track=progress.track)["budget"]
         said["measurements"].append(budget)
         notes.write_text(json.dumps(said))
-    cost = found["seconds"]["costs"] + found["seconds"]["trials"] + result["arms"]["student"]["seeds"][0]["seconds"]
+    trained = json.loads((chosen / "result.json").read_text())["seconds"]["student"]
+    cost = found["seconds"]["costs"] + found["seconds"]["trials"] + trained
     fitting = [one["name"] for one in found["candidates"] if one["fits"]]
     space = {name: one.recipe for name, one in candidates(recipe).items()}
-    drawn = np.random.default_rng(len(fitting))
-    order = [fitting[number] for number in drawn.permutation(len(fitting))]
+    order = [fitting[number] for number in np.random.default_rng(len(fitting)).permutation(len(fitting))]
     for number, name in enumerate(order):
         used = sum(one["seconds"] for one in said["random"])
         if number < len(said["random"]):
@@ -66,7 +66,8 @@ def measured(options: argparse.Namespace) -> None:
         place = out / f"random-{number}"
         own = run(space[name], place, resume=place.exists(), track=progress.track, deliver_files=False)
         seed = own["arms"]["student"]["seeds"][0]
-        said["random"].append({"name": name} | {key: seed[key] for key in ("quality", "validation", "seconds")})
+        drawn = {"name": name, "seconds": own["seconds"]["student"]}
+        said["random"].append(drawn | {key: seed[key] for key in ("quality", "validation")})
         notes.write_text(json.dumps(said))
     said |= {"size": options.size, "latency": options.latency, "cost": cost, "epochs": options.epochs}
     said |= {key: result[key] for key in ("search", "arms", "artifacts", "student", "teacher", "date")}

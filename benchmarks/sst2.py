@@ -18,7 +18,7 @@ import numpy as np
 from edgestill import progress
 from edgestill.evaluate.paired import over_redraws, over_seeds
 from edgestill.recipe import load_recipe
-from edgestill.run import run
+from edgestill.runs import run
 from edgestill.runtimes.measure import hardware
 
 ROOT = Path(__file__).resolve().parents[1]

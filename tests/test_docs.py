@@ -17,7 +17,7 @@ from edgestill.cli import _parser
 from edgestill.progress import silent
 from edgestill.reading import builtin
 from edgestill.recipe import Recipe, load_recipe, validate
-from edgestill.run import run
+from edgestill.runs import run
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])

@@ -16,7 +16,7 @@ from torch import nn
 import small_embedders
 import small_texts
 from edgestill import arms, progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.assemble import STUDENT, assemble
 from edgestill.cli import main
 from edgestill.data.texts import load_texts

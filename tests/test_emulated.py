@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgestill import progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.bench import aarch64_root
 from edgestill.bench.aarch64_root import apt_mirror, default_root, find_root, make_root
 from edgestill.bench.emulated import emulate

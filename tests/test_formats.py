@@ -19,7 +19,7 @@ from PIL import Image
 
 from digits_runs import QUANTIZED, installed, result_of
 from edgestill import deliver, progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.cli import main
 from edgestill.export import formats
 from edgestill.recipe import FORMATS, TRAINED, load_recipe

@@ -6,7 +6,7 @@ import pytest
 
 from digits_runs import installed, result_of
 from edgestill import progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.cli import main
 from edgestill.errors import UserError
 from edgestill.export import formats, litert

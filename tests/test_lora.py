@@ -11,7 +11,7 @@ from torch import nn
 
 import small_texts
 from edgestill import checkpoint, progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.assemble import assemble
 from edgestill.cli import main
 from edgestill.errors import UserError

@@ -601,3 +601,14 @@ def test_trust_is_no_option_of_the_model(own_code):
     with pytest.raises(UserError, match="stands beside `model`, not in its options"):
         make(spec, options={"trust_remote_code": True})
     assert not mark.exists()
+
+
+def test_a_timm_student_of_one_channel_loads_from_its_folder(tmp_path: Path) -> None:
+    """It declares means of three channels, and sees images of another size."""
+    given = {"options": {"in_chans": 1, "img_size": 8, "patch_size": 4, "depth": 1}, "mean": [0.5], "std": [0.5]}
+    default = ImageInput(1, 8, (0.4,), (0.3,))
+    model = load_model("timm:vit_tiny_patch16_224", classes=3, default=default, **given)
+    assert model.input == ImageInput(1, 8, (0.5,), (0.5,))
+    save_student(model, tmp_path, ("a", "b", "c"))
+    again = load_model(str(tmp_path), classes=3, default=default)
+    assert again.input == model.input

@@ -10,7 +10,7 @@ import pytest
 from edgestill import UserError, load_recipe
 from edgestill.cli import main
 from edgestill.recipe import candidates
-from edgestill.run import export_again
+from edgestill.runs import export_again
 
 MADE = Path(__file__).with_name("small_search.py")
 RECIPE = f"""

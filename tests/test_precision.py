@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import small_texts
 from edgestill import arms, progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.assemble import assemble
 from edgestill.cli import main
 from edgestill.data.texts import load_texts

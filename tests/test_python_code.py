@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgestill import progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.recipe import load_recipe
 
 SMALL = [

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from digits_runs import QUANTIZED, result_of
 from edgestill import progress, words
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.errors import UserError
 from edgestill.recipe import Recipe, load_recipe
 

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from edgestill import arms, progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.assemble import assemble
 from edgestill.budget import verdict
 from edgestill.cli import main

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from edgestill import load_recipe, progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.cli import main
 from edgestill.errors import UserError
 from edgestill.evaluate.likelihood import continuations, token_ids, whole
@@ -506,14 +506,20 @@ TASK_ROWS = {
     "arc_easy": {"question": "4+4=", "choices": {"text": ["8", "3"], "label": ["A", "B"]}, "answerKey": "A"},
     "arithmetic_1dc": {"context": "4+4=", "completion": "8"},
     "gsm8k": {"question": "4+4=", "answer": "Well.\n#### 8"},
+    "lambada_openai": {"text": "4+4= 8"},  # whose first measure is no mean of its samples
 }
 
 
 @pytest.mark.parametrize("task", TASK_ROWS)
 def test_tasks_of_lm_eval_are_asked_with_local_data(
-    task: str, tmp_path: Path, asked_model: tuple[torch.nn.Module, LanguageModel]
+    task: str,
+    tmp_path: Path,
+    asked_model: tuple[torch.nn.Module, LanguageModel],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    monkeypatch.chdir(tmp_path)  # no git repository
     rows = [TASK_ROWS[task], json.loads(json.dumps(TASK_ROWS[task]).replace("4+4", "5+5"))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shots = {"examples": str(tmp_path / "rows.jsonl"), "number_of_shots": 1} if task == "gsm8k" else {}
@@ -526,6 +532,8 @@ def test_tasks_of_lm_eval_are_asked_with_local_data(
     if task == "arithmetic_1dc":
         assert found.scores.tolist() == [1, 0]
     assert found.chance == (0.5 if task == "arc_easy" else 0)
+    assert found.higher_is_better
+    assert "git" not in capfd.readouterr().err
 
 
 def test_a_task_of_whole_texts_counts_each_by_its_words(
@@ -546,3 +554,29 @@ def test_an_unknown_task_of_lm_eval_is_named(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     with pytest.raises(UserError, match="no task 'arc_eezy'; did you mean 'arc_easy'"):
         check(Skill("s", "lm-eval", [], "rows.jsonl", task="arc_eezy"))
+
+
+def test_a_task_of_lm_eval_that_reads_its_own_data_is_refused() -> None:
+    """It would ask the Hub."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    with pytest.raises(UserError, match="lm-eval's task squadv2 reads its data by code of its own"):
+        check(Skill("s", "lm-eval", [], "rows.jsonl", task="squadv2"))
+
+
+@pytest.mark.parametrize(
+    ("row", "changed", "said"),
+    [
+        ({"question": "4+4="}, {}, "arc_easy cannot be asked with the data of .*rows.jsonl: 'choices' is undefined"),
+        ({"ctx_b": "4"}, {"task": "hellaswag"}, "hellaswag needs the column 'ctx_a', which .*rows.jsonl lacks"),
+        (TASK_ROWS["arc_easy"], {"measure": "f1"}, "no measure 'f1': it has acc, acc_norm"),
+        (TASK_ROWS["arc_easy"], {"source": "none.jsonl"}, "none.jsonl"),
+    ],
+)
+def test_a_task_that_cannot_be_asked_is_refused_before_any_model_is(
+    row: dict[str, str], changed: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    skill = Skill("s", "lm-eval", [], str(tmp_path / "rows.jsonl"), task="arc_easy")
+    with pytest.raises(UserError, match=said):
+        check(replace(skill, **changed))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edgestill import progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.arms import difficulty, fit_teacher
 from edgestill.assemble import assemble
 from edgestill.assemble.stores import identity_of

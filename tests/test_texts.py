@@ -11,9 +11,12 @@ import torch
 
 import small_texts
 from edgestill import progress
-from edgestill import run as job
+from edgestill import runs as job
+from edgestill.arms import check_teacher
+from edgestill.assemble import assemble
 from edgestill.cli import main
 from edgestill.data.texts import load_texts
+from edgestill.errors import UserError
 from edgestill.models import TextInput, load_text_model
 from edgestill.recipe import load_recipe
 from edgestill.tasks.sequences import Sequences
@@ -194,3 +197,10 @@ def test_the_taps_of_a_text_model_are_listed(classes: Path, capsys: pytest.Captu
     assert "model.layers.3" in paths
     assert main(["taps", "hf:/nowhere"]) == 2
     assert "no Hugging Face image classifier" in capsys.readouterr().err
+
+
+def test_a_classifier_that_guesses_may_have_another_models_tokenizer(tmp_path: Path) -> None:
+    parts = assemble(load_recipe(written(tmp_path, CLASSES)), progress.silent)
+    said = r"no better than guessing: 40.0% .* is its tokenizer \(.*\) another model's"
+    with pytest.raises(UserError, match=said):
+        check_teacher(parts.metric, 0.4, parts.splits.validation, parts.teacher)

@@ -10,7 +10,7 @@ import torch
 
 import small_texts
 from edgestill import progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.assemble import assemble
 from edgestill.data.texts import load_texts
 from edgestill.errors import UserError

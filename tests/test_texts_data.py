@@ -11,6 +11,7 @@ from edgestill.cli import main
 from edgestill.data.splitting import hold_out
 from edgestill.data.texts import load_texts
 from edgestill.errors import UserError
+from edgestill.models import load_text_model
 from text_recipes import CLASSES, HERE, TOKENS, written
 
 
@@ -63,6 +64,21 @@ def test_bad_data_is_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said) as raised:
         load_texts({"train": str(tmp_path / f"train.{kind}")}, columns=columns)
     assert "\n" not in str(raised.value)
+
+
+def test_an_id_beyond_a_gap_is_another_models(tmp_path: Path) -> None:
+    """As many tokens as embeddings, one of them with an id that none has."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    words = {"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 1000}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertForSequenceClassification(BertConfig(vocab_size=4, **sizes)).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has 1,001 ids, the model embeds 4: it is another model's"):
+        load_text_model(f"hf:{tmp_path}", head="classes", classes=("a", "b"))
 
 
 REFUSED = {

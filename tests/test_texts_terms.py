@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgestill import progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.recipe import load_recipe
 from text_recipes import NETS, TOKENS, written
 

@@ -1,6 +1,7 @@
 """Language models, from a recipe to measured files, and what is promised of their blocks and bits."""
 
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 import small_texts
 from edgestill import progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.assemble import assemble
 from edgestill.data.texts import load_texts
 from edgestill.errors import UserError
@@ -100,8 +101,10 @@ def test_blocks_hold_every_token_once() -> None:
 def test_padded_vocabularies_are_aligned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As of Qwen's sizes: one tokenizer, but more rows of embeddings on one side."""
     text = TOKENS.replace("student: {from_teacher: {depth: 2}}", f'student: {{model: "{NETS}:llama"}}')
+    caplog.set_level(logging.WARNING, "edgestill")  # whatever a quiet command before left it at
     parts = assemble(load_recipe(written(tmp_path, text), ["teacher.options={vocab_size: 32}"]), progress.silent)
     assert parts.splits.train.vocabulary == 23
+    assert "the 23 that both have count" in caplog.text
     batch = parts.splits.train.batch(np.arange(2), np.zeros(2, np.int64), 0)
     outputs = torch.randn(2, 32, 32)
     assert batch.answers(outputs).shape == (64, 23)

@@ -17,7 +17,7 @@ from edgestill.models import load_model
 from edgestill.progress import silent
 from edgestill.reading import builtin
 from edgestill.recipe import load_recipe
-from edgestill.run import run
+from edgestill.runs import run
 
 SMALL = ["train.epochs=1", "compare.seeds=1", "teacher.fit.epochs=4", "phases=[{name: only, share: 1}]"]
 DIGITS = builtin()["digits"].parent / "digits.py"

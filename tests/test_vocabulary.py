@@ -14,7 +14,7 @@ import torch
 import small_texts
 import small_vocabularies
 from edgestill import progress
-from edgestill import run as job
+from edgestill import runs as job
 from edgestill.assemble import assemble
 from edgestill.cli import main
 from edgestill.errors import UserError

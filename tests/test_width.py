@@ -1,8 +1,10 @@
 """Students of some channels and heads of their teacher."""
 
 import copy
+import re
 import subprocess
-import sys
+import venv
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from edgestill.assemble.students import from_teacher
 from edgestill.errors import UserError
 from edgestill.models import ImageInput, Model, TextInput, embed, forward, load_model, save_student
 from edgestill.recipe import FromTeacher, load_recipe
-from edgestill.run import run
+from edgestill.runs import run
 from edgestill.students.cutting import cut
 from edgestill.students.depth import losses_without, most_missed
 from edgestill.students.heads import heads_of
@@ -106,8 +108,41 @@ def test_a_vision_model_of_half_the_width_loads_from_its_folder(
         assert again.options["num_heads"] == 2
 
 
-def test_a_generated_file_builds_the_student_without_edgestill(tmp_path: Path) -> None:
-    """Blocks and channels of a ResNet-56, in a process that has torch and safetensors alone."""
+def test_a_vision_transformer_loses_blocks_and_heads_at_once(tmp_path: Path) -> None:
+    """Its blocks are numbered anew, as timm counts them."""
+    teacher = image_teacher("timm:vit_tiny_patch16_224", img_size=32, patch_size=8, depth=5)
+    teacher.input = ImageInput(3, 32, (0.5,), (0.5,))
+    student = from_teacher(FromTeacher(width=0.67, keep=[0, 2, 4]), teacher, None)
+    assert [len(student.module.blocks), student.options["depth"], student.options["num_heads"]] == [3, 3, 2]
+    last, whole = student.module.blocks[2].norm1, teacher.module.blocks[4].norm1
+    assert len(last.weight) == 128
+    assert {*last.weight.tolist()} <= {*whole.weight.tolist()}
+    assert student.origin == {"blocks.0": "blocks.0", "blocks.1": "blocks.2", "blocks.2": "blocks.4"}
+
+
+def clean_venv(folder: Path) -> Path:
+    """The Python of a new environment that has torch with what it requires, and safetensors: nothing else is there."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    site = next(folder.glob("lib/python*/site-packages"))
+    needed, seen = ["torch", "safetensors", "numpy"], set()
+    while needed:
+        name = needed.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        distribution = metadata.distribution(name)
+        for file in distribution.files or ():
+            top = site / file.parts[0]
+            if file.parts[0] not in ("..", "__pycache__") and not top.exists():
+                top.symlink_to(distribution.locate_file(file.parts[0]))
+        for required in distribution.requires or ():
+            if "extra ==" not in required and not re.search(r"platform_(system|machine)|sys_platform", required):
+                needed.append(re.split(r"[^\w.-]", required)[0])
+    return folder / "bin" / "python"
+
+
+def test_a_generated_file_builds_the_student_in_a_clean_venv(tmp_path: Path) -> None:
+    """Blocks and channels of a ResNet-56, where torch and safetensors are alone."""
     teacher = image_teacher(f"{NETS}:resnet56")
     student = from_teacher(FromTeacher(width=0.5, depth=0.4), teacher, None)
     save_student(student, tmp_path, tuple("abcde"))
@@ -115,12 +150,14 @@ def test_a_generated_file_builds_the_student_without_edgestill(tmp_path: Path) -
     torch.save(images, tmp_path / "images.pt")
     function = student.spec.partition(":")[2]
     script = (
-        "import sys\nsys.modules['edgestill'] = None\nsys.path.insert(0, '.')\n"
+        "import importlib.util, sys\nsys.path.insert(0, '.')\n"
+        "assert not any(map(importlib.util.find_spec, ('edgestill', 'timm', 'torch_pruning', 'pydantic')))\n"
         "import torch, model\nfrom safetensors.torch import load_file\n"
         f"net = model.{function}()\nnet.load_state_dict(load_file('model.safetensors'))\n"
         "torch.set_num_threads(1)\ntorch.save(net.eval()(torch.load('images.pt')), 'told.pt')\n"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    python = clean_venv(tmp_path / "venv")
+    subprocess.run([python, "-c", script], cwd=tmp_path, check=True, capture_output=True)
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "told.pt"), student.module(images))
     blocks = [path for path, module in student.module.named_modules() if type(module).__name__ == "Block"]
@@ -257,7 +294,7 @@ def test_a_student_starts_better_than_random_and_its_batch_norms_are_of_its_own_
     removed, _ = channels_to_cut(net, images[:2], Width(channels=0.75), "activation", losses)
     student = copy.deepcopy(net)
     cut(student, removed)
-    refuse_wrong(net, student, removed, images[:2])
+    refuse_wrong(net, student, student, removed, images[:2])
     estimate_batch_norms(student, losses)
     seen: list[Tensor] = []
     handle = student.norm1.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))

@@ -11,7 +11,7 @@ _HOMES = {
     "Recipe": "edgestill.recipe",
     "load_recipe": "edgestill.recipe",
     "load_recipes": "edgestill.recipe",
-    "run": "edgestill.run",
+    "run": "edgestill.runs",
     "run_students": "edgestill.several",
     "run_steps": "edgestill.steps",
     "search": "edgestill.planner",
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from edgestill.models import load_model as load_model
     from edgestill.objective import Objective as Objective
     from edgestill.objective import Term as Term
+    from edgestill.planner import search as search
     from edgestill.recipe import Recipe as Recipe
     from edgestill.recipe import load_recipe as load_recipe
     from edgestill.recipe import load_recipes as load_recipes
-    from edgestill.run import run as run
+    from edgestill.runs import run as run
     from edgestill.schedule import Phase as Phase
     from edgestill.schedule import Schedule as Schedule
     from edgestill.several import run_students as run_students

@@ -162,24 +162,33 @@ def check_teacher(metric: Metric, quality: float, samples: Samples, teacher: Mod
         return
     if metric is not ACCURACY:
         if not quality > 0:
-            raise UserError(f"the teacher is no better than guessing: {quality:.3f} {metric.name} on validation")
+            raise UserError(
+                f"the teacher is no better than guessing: {quality:.3f} {metric.name} on validation; {_remedy(teacher)}"
+            )
         return
     labels = samples.labels
     counts = np.bincount(labels[labels >= 0])
     guess = float(counts.max() / counts.sum())
     noise = 3 * float(np.sqrt(guess * (1 - guess) / counts.sum()))
     if quality <= guess + noise:
-        expected = teacher.input
-        remedy = "are its classes in another order, or is its classifier not fitted (teacher.fit)?"
-        if isinstance(expected, ImageInput):
-            remedy = (
-                f"does it expect another normalisation than teacher.input.mean {[*expected.mean]} and "
-                f"std {[*expected.std]}, or are its classes in another order?"
-            )
         raise UserError(
             f"the teacher is no better than guessing: {quality:.1%} on validation, the most frequent class alone gives "
-            f"{guess:.1%}; {remedy}"
+            f"{guess:.1%}; {_remedy(teacher)}"
         )
+
+
+def _remedy(teacher: Model) -> str:
+    """What may be wrong with a teacher that guesses."""
+    expected = teacher.input
+    if isinstance(expected, ImageInput):
+        return (
+            f"does it expect another normalisation than teacher.input.mean {[*expected.mean]} and "
+            f"std {[*expected.std]}, or are its classes in another order?"
+        )
+    return (
+        f"is its tokenizer ({type(expected.tokenizer).__name__}) another model's, are its classes in another order, or "
+        "is it not trained (teacher.fit)?"
+    )
 
 
 def _check_language_model(quality: float, blocks: Blocks, teacher: Model) -> None:

@@ -163,7 +163,7 @@ def _do_run(options: argparse.Namespace, deliver: bool) -> int:
     with met_by_all():
         recipes = load_recipes(options.recipe, options.overrides)
     from edgestill.folder import fresh
-    from edgestill.run import run
+    from edgestill.runs import run
     from edgestill.several import run_students
     from edgestill.steps import run_steps
 
@@ -259,10 +259,10 @@ def _store(options: argparse.Namespace) -> int:
 
 def _on_folder(step: str, *names: str) -> Callable[[argparse.Namespace], int]:
     def verb(options: argparse.Namespace) -> int:
-        from edgestill import run
+        from edgestill import runs
 
         given = {name: getattr(options, name) for name in names}
-        return _show(getattr(run, step)(options.run, track=_track(options), **given), options)
+        return _show(getattr(runs, step)(options.run, track=_track(options), **given), options)
 
     return verb
 

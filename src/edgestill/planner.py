@@ -20,7 +20,7 @@ from edgestill.models import flops, timm_models
 from edgestill.plan.fits import Limit
 from edgestill.processes import connect
 from edgestill.recipe import Candidate, Recipe, candidates, dump, load_recipe
-from edgestill.run import run
+from edgestill.runs import run
 from edgestill.tasks.samples import Batch
 from edgestill.train import Track
 from edgestill.trials import Trials

@@ -11,7 +11,7 @@ from edgestill.errors import UserError
 from edgestill.folder import RESULT
 from edgestill.processes import connect
 from edgestill.recipe import Recipe, dump
-from edgestill.run import run
+from edgestill.runs import run
 from edgestill.train import Track
 
 Result = dict[str, Any]

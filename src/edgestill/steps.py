@@ -16,7 +16,7 @@ from edgestill.folder import RESULT
 from edgestill.models import save_student
 from edgestill.processes import connect
 from edgestill.recipe import Recipe
-from edgestill.run import run
+from edgestill.runs import run
 from edgestill.several import SHARED, create, entry, is_done
 from edgestill.train import Track
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,7 +154,7 @@ def _of_hugging_face(
         narrow = copy.deepcopy(whole)
         cut(narrow, removed)
         student = embedded(configured(narrow, sizes))
-        refuse_wrong(whole, student, removed, probe)
+        refuse_wrong(whole, narrow, student, removed, probe)
         said = _said(sizes)
     if not weights:
         student = embedded(type(student)(student.config))
@@ -184,7 +185,7 @@ def _of_any(section: FromTeacher, teacher: Model, probe: Tensor, losses: Losses,
         name, text = source(teacher, skipped, differences(module, narrow))
         made = replace(teacher, module=narrow, spec=f"model.py:{name}", options={}, source=text, origin={})
     if removed:
-        refuse_wrong(whole, made.module, removed, probe)
+        refuse_wrong(whole, narrow, made.module, removed, probe)
     if real and (skipped or removed):  # an uncut copy stays as it is
         estimate_batch_norms(made.module, losses)
     if not weights:
@@ -222,7 +223,8 @@ def _anew(teacher: Model, made: Model, skipped: Sequence[str], removed: Removed)
         return drawn
     ours = made if made.source is None or made.source == teacher.source else teacher
     options = ours.options | ({"pretrained": False} if ours.spec.startswith("timm:") else {})
-    drawn = load_model(ours.spec, classes=None, default=teacher.input, options=options).module.eval()
+    seen: dict[str, Any] = {"mean": [*teacher.input.mean], "std": [*teacher.input.std], "size": teacher.input.size}
+    drawn = load_model(ours.spec, classes=None, default=teacher.input, options=options, **seen).module.eval()
     if ours is teacher:
         cut(_without(drawn, skipped), removed)
     return drawn

@@ -1,8 +1,9 @@
 """A task of EleutherAI's lm-eval by its name, its data given locally, asked of any of our language models."""
 
 import logging
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partialmethod
 from pathlib import Path
@@ -20,17 +21,29 @@ from edgestill.evaluate.writing import LanguageModel, answers, prompt_ids, with_
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
-def check(task: str, data: str, examples: str | None) -> None:
-    """UserError where lm-eval is not installed, or has no such task."""
+def check(task: str, data: str, examples: str | None, shots: int, samples: int | None, measure: str | None) -> None:
+    """UserError where lm-eval is not installed, has no such task or measure, or cannot ask it with these rows."""
     manager = _manager()
     names = [*manager.all_subtasks]
     if task not in names:
         raise UserError(f"lm-eval has no task {task!r}{closest(task, names)}; a group's tasks are named one by one")
-    if manager.task_index[task].yaml_path is None:
+    described = manager.task_index[task].yaml_path
+    if described is None or "class" in _keys(described):
         raise UserError(f"lm-eval's task {task} reads its data by code of its own: take another, or a scorer of ours")
     for path in filter(None, (data, examples)):
         if Path(path).suffix not in KINDS:
             raise UserError(f"lm-eval's tasks take files of {', '.join(KINDS)}; {path} came")
+    _of_samples(task, _evaluated(_silent(), task, data, examples, shots, samples), measure)
+
+
+def _keys(path: Path) -> set[str]:
+    """The keys of a task's description, and of those that it includes."""
+    text = Path(path).read_text(encoding="utf-8")
+    own = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+    included = re.search(r"^include:\s*(\S+)", text, re.MULTILINE)
+    if included is None or not (other := Path(path).parent / included[1].strip("\"'")).is_file():
+        return own
+    return own | _keys(other)
 
 
 def scores(
@@ -56,12 +69,23 @@ def scores(
         measure: of the task's, such as acc_norm; its first one that is a mean of samples unless said.
         tokens: most tokens that are written, where the task sets no smaller number.
     """
+    found = _evaluated(_asked(model, tokens, track), task, data, examples, shots, samples)
+    return _of_samples(task, found, measure)
+
+
+def _evaluated(asked: Any, task: str, data: str, examples: str | None, shots: int, samples: int | None) -> Any:
+    """What lm-eval finds of a model as it asks one."""
     from lm_eval.evaluator import simple_evaluate
 
     try:
-        with tempfile.TemporaryDirectory() as folder, quiet(f"lm-eval: the data of {data}"), _without_bars():
-            found: Any = simple_evaluate(
-                model=_asked(model, tokens, track),
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            quiet(f"lm-eval: the data of {data}"),
+            _without_bars(),
+            _without_git(),
+        ):
+            return simple_evaluate(
+                model=asked,
                 tasks=[str(_with_data(task, data, examples, Path(folder)))],
                 num_fewshot=shots,
                 limit=samples,
@@ -71,19 +95,21 @@ def scores(
             )
     except UserError:
         raise
+    except KeyError as error:
+        raise UserError(f"lm-eval: {task} needs the column {error}, which {data} lacks") from error
     except Exception as error:
         raise UserError(f"lm-eval: {task} cannot be asked with the data of {data}: {first_line(error)}") from error
-    return _of_samples(task, found, measure)
 
 
 def _of_samples(task: str, found: dict[str, Any], measure: str | None) -> tuple[Any, ...]:
     """What `scores` gives, from what lm-eval keeps of each sample."""
     rows = found["samples"][task]
     rows = [row for row in rows if row["filter"] == rows[0]["filter"]]
-    measures = [name for name in rows[0]["metrics"] if isinstance(rows[0][name], int | float | tuple | list)]
+    measures = [name for name in rows[0]["metrics"] if _of_single_samples(found["configs"][task], name, rows[0][name])]
     chosen = measure or (measures[0] if measures else None)
     if chosen is None or chosen not in measures:
-        raise UserError(f"lm-eval: {task} has no measure {chosen!r} of single samples: {', '.join(measures) or 'none'}")
+        named = f"no measure {chosen!r}: it has {', '.join(measures)}" if measures else "none"
+        raise UserError(f"lm-eval: of the measures of {task} that are means over samples there is {named}")
     shown = [_shown(row) for row in rows]
     if isinstance(rows[0][chosen], tuple | list):  # of whole texts: log p, and over how many bytes or words
         sums = np.asarray([row[chosen] for row in rows], np.float64)
@@ -93,6 +119,32 @@ def _of_samples(task: str, found: dict[str, Any], measure: str | None) -> tuple[
     of_choices = found["configs"][task]["output_type"] == "multiple_choice" and chosen.startswith("acc")
     chance = float(np.mean([1 / len(row["arguments"]) for row in rows])) if of_choices else 0.0
     return values, ones, chance if higher else None, [], shown, higher
+
+
+def _of_single_samples(config: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Whether a measure is the mean of numbers, or log p over bytes or words; not so an F1, or lambada's perplexity,
+    less of which is better, while more is of its samples' log p."""
+    from lm_eval.api.registry import get_metric_aggregation
+
+    said = [one.get("aggregation") for one in config.get("metric_list") or () if one.get("metric") == name]
+    how = next(iter(said), None) or get_metric_aggregation(name)
+    how = getattr(how, "__name__", how)
+    if isinstance(value, tuple | list):
+        return how in ("weighted_perplexity", "bits_per_byte")
+    return isinstance(value, int | float) and how in ("mean", None)
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """lm-eval notes the commit of the current folder, and git says on stderr where there is none."""
+    from lm_eval import evaluator
+
+    usual = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = usual
 
 
 @contextmanager
@@ -145,6 +197,23 @@ def _manager() -> Any:
 def _quiet() -> None:
     for name in ("lm_eval", "lm-eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _silent() -> Any:
+    """A model that says nothing: whether a task can be asked is known before there is one."""
+    from lm_eval.api.model import LM
+
+    class Silent(LM):  # type: ignore[misc]
+        def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+            return [(0.0, False)] * len(requests)
+
+        def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+            return [0.0] * len(requests)
+
+        def generate_until(self, requests: Sequence[Any]) -> list[str]:
+            return [""] * len(requests)
+
+    return Silent()
 
 
 def _asked(model: LanguageModel, tokens: int, track: Track) -> Any:

@@ -25,13 +25,13 @@ def token_ids(model: LanguageModel, pair: Pair) -> tuple[list[int], int]:
     if context and (before := _begun(tokenizer, context)):  # tokenized as one: a word may begin otherwise by itself
         return _begun(tokenizer, context + rest), len(before)
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    after = [int(token) for token in tokenizer(context + rest, add_special_tokens=False).input_ids]
+    after = [int(token) for token in tokenizer(context + rest, add_special_tokens=False, verbose=False).input_ids]
     return [int(begin if begin is not None else model.expected.padding), *after], 1
 
 
 def _begun(tokenizer: Any, text: str) -> list[int]:
     """A text's tokens, with the opening one of a tokenizer that has one, without the closing one."""
-    ids = [int(token) for token in tokenizer(text).input_ids]
+    ids = [int(token) for token in tokenizer(text, verbose=False).input_ids]
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
 

@@ -64,7 +64,7 @@ def check(skill: Skill) -> None:
     """UserError for a skill that could not be measured, before any model is asked."""
     if skill.scorer == "lm-eval":
         assert skill.task is not None
-        harness.check(skill.task, skill.source, skill.examples)
+        harness.check(skill.task, skill.source, skill.examples, skill.number_of_shots, skill.samples, skill.measure)
         return
     examples = replace(skill, source=skill.examples or skill.source)
     for row in skill.shots:

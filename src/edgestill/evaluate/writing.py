@@ -113,7 +113,7 @@ def prompt_ids(expected: TextInput, prompt: str | list[dict[str, str]]) -> list[
     tokenizer = expected.tokenizer
     if not isinstance(prompt, str):
         return expected.chat(prompt, asked=True)
-    ids = [int(token) for token in tokenizer(prompt).input_ids]
+    ids = [int(token) for token in tokenizer(prompt, verbose=False).input_ids]
     if ids and ids[-1] == tokenizer.eos_token_id:  # which closes a text
         ids = ids[:-1]
     return ids or [int(tokenizer.bos_token_id if tokenizer.bos_token_id is not None else expected.padding)]

@@ -118,7 +118,7 @@ def _from_timm(
     channels, height, _ = declared["input_size"]
     return module, ImageInput(
         channels=options.get("in_chans", channels),
-        size=height if keeps_size else default.size,
+        size=options.get("img_size", height if keeps_size else default.size),
         mean=tuple(declared["mean"]),
         std=tuple(declared["std"]),
     )
@@ -137,6 +137,11 @@ def _from_student_folder(folder: Path) -> tuple[str, dict[str, Any], nn.Module, 
     if ".py:" in spec:
         spec = str(folder / spec)
     options = options | ({} if ".py:" in spec else {"pretrained": False})
-    inner = load_model(spec, classes=len(classes), default=declared, options=options)
+    seen: dict[str, Any] = {
+        "mean": [*declared.mean],
+        "std": [*declared.std],
+        "size": declared.size,
+    }  # not what the model declares
+    inner = load_model(spec, classes=len(classes), default=declared, options=options, **seen)
     load_weights(inner.module, folder / "model.safetensors")
     return spec, options, inner.module, declared

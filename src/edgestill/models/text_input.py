@@ -96,7 +96,11 @@ class TextInput:
             )
         try:
             made = self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=asked, tokenize=True, return_dict=False
+                list(messages),
+                add_generation_prompt=asked,
+                tokenize=True,
+                return_dict=False,
+                tokenizer_kwargs={"verbose": False},  # how long it may be is ours to say
             )
         except Exception as error:  # whatever a template raises
             roles = ", ".join(message["role"] for message in messages)

@@ -109,10 +109,10 @@ def _saved(folder: Path, weights: Any, tokenizer: Any) -> tuple[str, dict[str, A
 def text_input(module: nn.Module, tokenizer: Any, spec: str, usual: int, pairs: bool, length: int | None) -> TextInput:
     """What a module with a tokenizer expects. UserError where the two do not belong together."""
     config: Any = getattr(module, "config", None)
-    rows = _embeddings(module)
-    if rows is not None and len(tokenizer) > rows:
+    rows, ids = _embeddings(module), max(tokenizer.get_vocab().values(), default=-1) + 1  # there may be gaps
+    if rows is not None and ids > rows:
         raise UserError(
-            f"{spec}: its tokenizer ({type(tokenizer).__name__}) has {len(tokenizer):,} ids, the model embeds "
+            f"{spec}: its tokenizer ({type(tokenizer).__name__}) has {ids:,} ids, the model embeds "
             f"{rows:,}: it is another model's; save the right one beside the model"
         )
     if tokenizer.pad_token_id is None:

@@ -135,12 +135,13 @@ def _sizes(groups: list[Group], kinds: list[str], counts: list[int], attentions:
     return Sizes(queries, units, of(HIDDEN), of(FEED_FORWARD))
 
 
-def refuse_wrong(whole: nn.Module, student: nn.Module, removed: Removed, probe: Tensor) -> None:
-    """UserError unless a student computes what the whole model does without the channels `removed`."""
+def refuse_wrong(whole: nn.Module, narrow: nn.Module, student: nn.Module, removed: Removed, probe: Tensor) -> None:
+    """UserError unless a student computes what the whole model does without the channels `removed`. `narrow`: the whole
+    model with these cut, its parts called as there; a student's blocks may be numbered otherwise."""
     probe = _telling(probe)
     try:
         with torch.no_grad():
-            right = agrees(forward(student.eval(), probe), forward(without(whole, student, removed), probe))
+            right = agrees(forward(student.eval(), probe), forward(without(whole, narrow, removed), probe))
     except (RuntimeError, ValueError, TypeError, IndexError):
         right = False
     if not right:

@@ -26,6 +26,7 @@ from edgestill.losses.reduce import channels_first, pooled
 from edgestill.models import ImageInput, Model
 from edgestill.signals import Buckets, Draws, Signal
 from edgestill.store import Codec, Dense, Description, Sampled, Store, Tap, TopK, Views
+from edgestill.store.agreement import disagreement
 from edgestill.store.size import cut
 from edgestill.store.store import STORE, shard_path
 from edgestill.tasks.images import ImageSamples
@@ -242,6 +243,17 @@ def test_what_was_begun_is_gone_on_with_by_the_same_teacher_alone(codec: Codec, 
         check_begun(tmp_path, samples(), Asked(factor=20.0), torch.float16)
     path.unlink()
     check_begun(tmp_path, samples(), Asked(factor=20.0), torch.float16)  # nothing is left to differ from
+
+
+@pytest.mark.parametrize("codec", EVERY[:2], ids=NAMES[:2])
+def test_answers_may_be_apart_as_far_as_another_device_computes(codec: Codec) -> None:
+    told, ones = random(40, C), torch.ones(40)
+    stored = codec.decode(codec.encode(told, np.zeros(40)), C)
+    for places, same in ((6, True), (60, False)):
+        own = told + places * 2**-10 * told.abs().median() * random(40, C, seed=2).sign()
+        found = disagreement(stored, own, (ones, ones), torch.float16)
+        assert (found is None) is same
+        assert disagreement(stored, own, (ones, ones), torch.bfloat16) is None
 
 
 def test_a_store_of_version_1_is_read_and_mended(tmp_path: Path) -> None:

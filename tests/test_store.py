@@ -281,6 +281,63 @@ def test_a_store_of_version_1_is_read_and_mended(tmp_path: Path) -> None:
         capture(tmp_path, replace(of, teacher="others in float32, autocast float32"), samples(), Asked())
 
 
+def breaking(value: float, classes: slice, tap: bool = False) -> Callable[[Batch, list[str]], Signal]:
+    """A teacher some of whose numbers of view 1 of sample 3 are others."""
+    teacher = Asked()
+
+    def asks(batch: Batch, taps: list[str]) -> Signal:
+        signal = teacher(batch, taps)
+        rows = np.flatnonzero((batch.views == 1) & (batch.indices == 3))
+        (signal.taps["0"] if tap else signal.logits)[rows, classes] = value
+        return signal
+
+    return asks
+
+
+@pytest.mark.parametrize("codec", EVERY, ids=NAMES)
+@pytest.mark.parametrize(
+    ("value", "classes", "said"),
+    [
+        (np.nan, slice(2, 3), "greatest logit is nan"),
+        (np.inf, slice(2, 3), "greatest logit is inf"),
+        (-np.inf, slice(None), "greatest logit is -inf"),
+    ],
+    ids=["nan", "inf", "nothing"],
+)
+def test_an_answer_that_is_none_is_refused_with_its_view(
+    value: float, classes: slice, said: str, codec: Codec, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"to view 1 of sample 3 is none: its {said}; it has to be finite"):
+        capture(tmp_path, description(codec), samples(), breaking(value, classes))
+
+
+@pytest.mark.parametrize("codec", EVERY, ids=NAMES)
+def test_a_class_may_be_impossible(codec: Codec, tmp_path: Path) -> None:
+    capture(tmp_path, description(codec), samples(), breaking(-np.inf, slice(2, 6)))
+    finish(tmp_path)
+    found = Store.open(tmp_path).signal(np.array([1]), np.array([3])).logits
+    ids = found.isfinite().nonzero()[:, 1] if isinstance(found, Tensor) else found.ids[:, :2]
+    assert {*ids.flatten().tolist()} <= {0, 1, 6}
+
+
+@pytest.mark.parametrize("keep", ["pooled", "int8"])
+def test_a_tap_that_is_not_finite_is_refused(keep: str, tmp_path: Path) -> None:
+    of = description(Dense(), taps=(Tap("0", keep, (36,)),))
+    with pytest.raises(UserError, match="to view 1 of sample 3 is none: its largest number of the tap 0 is nan"):
+        capture(tmp_path, of, samples(), breaking(np.nan, slice(5, 6), tap=True))
+
+
+def test_a_class_that_an_older_store_has_drawn_beyond_the_last_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgestill.capture.refuse_broken", lambda *_: None)
+    capture(tmp_path, description(EVERY[2]), samples(), breaking(np.nan, slice(2, 3)))
+    finish(tmp_path)
+    assert Store.open(tmp_path).signal(np.array([1]), np.array([4])).logits.ids.max() < C
+    with pytest.raises(UserError, match="has drawn the class 7 of 7: its teacher's answer was not finite"):
+        Store.open(tmp_path).signal(np.array([1]), np.array([3]))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -251,6 +251,7 @@ class _Work:
             logits = signal.logits
             assert isinstance(logits, Tensor)
             positions = self.positions[indices[chosen]]
+            refuse_broken(signal, indices[chosen], views[chosen], positions)
             each = uniform(self.of.views.seed, views[chosen], indices[chosen], int(positions.max()), stream=DRAWS)
             offsets = each[np.arange(each.shape[1]) < positions[:, None]]
             kept.append(encoded(self.of.codec, logits, offsets))
@@ -261,6 +262,27 @@ class _Work:
         said = {"sample": indices, "view": views, "loss": np.concatenate(losses)}
         values = {column.name: np.concatenate([part[column.name] for part in kept]) for column in self.columns}
         return record_batch(said, values, self.columns, self.positions[indices], self.layout)
+
+
+def refuse_broken(
+    signal: Signal, indices: NDArray[np.int64], views: NDArray[np.int64], positions: NDArray[np.int64]
+) -> None:
+    """UserError, with the sample and the view, where an answer is no distribution: its greatest logit is NaN, or
+    infinite; or where a tap is not finite. Some
+    classes may be impossible: logits of -inf."""
+    assert isinstance(signal.logits, Tensor)
+    owners = np.repeat(np.arange(len(indices)), positions)
+    told = {"greatest logit": (signal.logits.amax(-1), owners)}
+    for path, tap in signal.taps.items():
+        told[f"largest number of the tap {path}"] = (tap.abs().flatten(1).amax(-1), np.arange(len(indices)))
+    for what, (values, rows) in told.items():
+        broken = torch.nonzero(~values.isfinite())
+        if len(broken):
+            first = int(broken[0])
+            raise UserError(
+                f"the teacher's answer to view {views[rows[first]]} of sample {indices[rows[first]]} is none: its "
+                f"{what} is {float(values[first]):g}; it has to be finite: see to its weights and its precision"
+            )
 
 
 def encoded(codec: Codec, logits: Tensor, offsets: NDArray[np.float64]) -> Columns:
@@ -289,6 +311,7 @@ def trial(
         logits = teacher(samples.batch(indices, np.zeros_like(indices), description.views.seed, None), []).logits
         assert isinstance(logits, Tensor)
         logits = logits.cpu()  # which waits for it
+        refuse_broken(Signal(logits), indices, np.zeros_like(indices), samples.positions[indices])
         seconds.append(perf_counter() - started)
         positions += len(logits)
         offsets = uniform(description.views.seed, 0, np.arange(len(logits)), 1, stream=DRAWS)[:, 0]

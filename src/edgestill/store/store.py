@@ -174,6 +174,12 @@ class Store:
         kept = [tap for tap in of.taps if tap.path in taps]
         wanted = [*of.codec.columns(of.classes), *(column for tap in kept for column in tap.columns())]
         columns = self.read(views * of.samples + samples, [column.name for column in wanted])
+        last = int(columns["ids"].max(initial=0)) if "ids" in columns else 0
+        if last >= of.classes:
+            raise UserError(
+                f"the store {self.folder} has drawn the class {last} of {of.classes}: its teacher's answer was not "
+                "finite; capture one of a teacher that answers"
+            )
         return Signal(of.codec.decode(columns, of.classes), {tap.path: tap.decode(columns) for tap in kept})
 
     def read(self, rows: NDArray[np.int64], names: list[str]) -> Columns:

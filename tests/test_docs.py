@@ -9,15 +9,20 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from edgestill.assemble import assemble, description_of, online
+from edgestill.capture import capture, finish
 from edgestill.cli import _parser
 from edgestill.progress import silent
 from edgestill.reading import builtin
 from edgestill.recipe import Recipe, load_recipe, validate
 from edgestill.runs import run
+from text_recipes import TOKENS, written
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -79,6 +84,41 @@ def test_python_marked_runnable_runs_and_prints_what_its_comments_say(
 @pytest.mark.parametrize("text", snippets("python") + snippets("python runnable"))
 def test_python_is_python(text: str) -> None:
     compile(text, "snippet", "exec")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "codec", "temperature"),
+    [("digits", "dense", 4.0), (TOKENS, "dense", 1.0), (TOKENS, "top-k", 1.0), (TOKENS, "sampled", 1.0)],
+    ids=["images", "dense", "top-k", "sampled"],
+)
+def test_the_files_of_a_store_are_read_as_its_page_says(
+    recipe: str, codec: str, temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By NumPy, and by what decodes them: one view of an image with a tap, and of many tokens."""
+    sets = [f"capture.codec={codec}", "capture.k=4", *(["capture.taps={stage2: int8}"] if recipe == "digits" else [])]
+    job = assemble(load_recipe(recipe if recipe == "digits" else written(tmp_path, recipe), sets), silent)
+    capture(tmp_path / "signals", description_of(job), job.splits.train, online(job))
+    finish(tmp_path / "signals")
+    decoded, opened, dense, top_k, sampled, int8 = blocks(ROOT / "docs" / "stores.md", "python")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(decoded, found)
+    taps = ["stage2"] if recipe == "digits" else []
+    told = found["store"].signal(views=np.array([0]), samples=np.array([0]), taps=taps)
+    exec(opened + {"dense": dense, "top-k": top_k, "sampled": sampled}[codec] + (int8 if taps else ""), found)
+    if codec == "dense":
+        np.testing.assert_array_equal(found["logits"], told.logits)
+        assert (len(found["logits"]) > 1) is (recipe == TOKENS)
+    elif codec == "top-k":
+        np.testing.assert_array_equal(found["ids"], told.logits.ids)
+        np.testing.assert_allclose(found["probabilities"], told.logits.at(temperature).softmax(-1), rtol=1e-4)
+    else:
+        for place, (ids, shares) in enumerate(zip(found["ids"], found["shares"], strict=True)):
+            np.testing.assert_array_equal(ids, told.logits.ids[place, : len(ids)])
+            np.testing.assert_allclose(shares, told.logits.shares[place, : len(ids)])
+            assert shares.sum() == pytest.approx(1)
+    if taps:
+        np.testing.assert_allclose(found["features"][None], told.taps["stage2"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("page", USER_PAGES, ids=lambda page: page.name)

@@ -47,6 +47,12 @@ class Dense:
         return {"logits": bits(in_float16(logits, "a logit of"))}
 
     def decode(self, columns: Columns, classes: int) -> Tensor:
+        """Logits [N, C] of float32, from the columns that `encode` made, each in one dimension too: as `Store.read`
+        has them.
+
+        >>> Dense().decode(Dense().encode(torch.tensor([[1.5, -2.0]]), np.zeros(1)), 2)
+        tensor([[ 1.5000, -2.0000]])
+        """
         return floats(columns["logits"]).view(-1, classes)
 
     def refuses(self, loss: Loss | None, temperature: float, standardize: bool) -> str | None:
@@ -81,6 +87,13 @@ class TopK:
         }
 
     def decode(self, columns: Columns, classes: int) -> Buckets:
+        """The `k` greatest logits [N, K], less the greatest, with their ids, the most probable first, and the others'
+        mass at each temperature [N].
+
+        >>> codec = TopK(1, (1.0,))
+        >>> codec.decode(codec.encode(torch.tensor([[3.0, 5.0, 3.0]]), np.zeros(1)), 3)
+        Buckets(ids=tensor([[1]]), logits=tensor([[0.]]), tails={1.0: tensor([-1.3069])})
+        """
         tails = torch.from_numpy(columns["tails"].reshape(-1, len(self.temperatures)))
         return Buckets(
             torch.from_numpy(columns["ids"].astype(np.int64)).view(-1, self.k),
@@ -144,6 +157,13 @@ class Sampled:
         }
 
     def decode(self, columns: Columns, classes: int) -> Draws:
+        """The different classes that were drawn [N, K], K those of the position with most, with their shares of the
+        draws; the others of a position have the id 0 and a share of 0. The entropy is [N].
+
+        >>> codec = Sampled(4, 1.0)
+        >>> codec.decode(codec.encode(torch.tensor([[0.25, 0.75]]).log(), np.full(1, 0.5)), 2)
+        Draws(ids=tensor([[0, 1]]), shares=tensor([[0.2500, 0.7500]]), entropy=tensor([0.5623]), temperature=1.0)
+        """
         distinct = columns["distinct"].reshape(-1).astype(np.int64)
         there = np.arange(distinct.max(initial=1)) < distinct[:, None]
         ids, shares = np.zeros(there.shape, np.int64), np.zeros(there.shape, np.float32)

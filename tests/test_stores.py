@@ -16,7 +16,8 @@ from edgestill import progress
 from edgestill import runs as job
 from edgestill.arms import difficulty, fit_teacher
 from edgestill.assemble import assemble
-from edgestill.assemble.stores import identity_of
+from edgestill.assemble.stores import description_of, identity_of
+from edgestill.capture import Captured
 from edgestill.cli import main
 from edgestill.errors import UserError
 from edgestill.objective import Objective
@@ -24,6 +25,7 @@ from edgestill.recipe import load_recipe
 from edgestill.schedule import Phase, Schedule
 from edgestill.signals import Signal
 from edgestill.store import Dense, Store
+from edgestill.store.size import bytes_of
 from edgestill.stores import capture, plan
 from edgestill.tasks.samples import Batch
 from edgestill.teachers.online import OnlineTeacher
@@ -427,9 +429,42 @@ def test_a_plan_says_how_large_a_store_becomes(codec: str, tmp_path: Path, capsy
 def test_a_store_larger_than_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = SimpleNamespace(free=20_000)
     monkeypatch.setattr("edgestill.capture.shutil.disk_usage", lambda place: free)
-    with pytest.raises(UserError, match=r"needs 5\d,\d\d\d bytes more, and .* has 20,000 free"):
+    with pytest.raises(UserError, match=r"needs 5\d,\d\d\d bytes more, and its disk has 20,000 free"):
         capture(load_recipe("digits", DIGITS), tmp_path / "store", track=progress.silent)
     assert not (tmp_path / "store").exists()
+
+
+def test_what_is_there_needs_no_room(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing where all is there, a shard's where one is damaged or is not there."""
+    sets, store = [*DIGITS, "capture.views=3", "capture.seed=5"], shutil.copytree(digits, tmp_path / "store")
+    shards = sorted((store / "shards").iterdir())
+    content = shards[4].read_bytes()
+
+    def captured(free: int) -> Captured | None:
+        with monkeypatch.context() as patch:
+            patch.setattr("edgestill.capture.shutil.disk_usage", lambda place: SimpleNamespace(free=free))
+            return capture(load_recipe("digits", sets), store, track=progress.silent)
+
+    assert captured(free=0) == (len(shards), 0, 0)
+    for broken in (content[:500] + b"broken" + content[506:], None):
+        shards[4].unlink()
+        if broken is not None:
+            shards[4].write_bytes(broken)
+        with pytest.raises(UserError, match=r"needs \d,\d\d\d bytes more, and its disk has 1,000 free"):
+            captured(free=1000)
+        assert captured(free=int(1.1 * len(content))) == (len(shards) - 1, 1, 64)
+        assert shards[4].read_bytes() == content
+
+
+def test_draws_need_the_room_that_they_are_measured_to_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten classes one or two are drawn where the teacher is sure."""
+    sets = [*DIGITS, "distill.temperature=1", "capture.codec=sampled", "capture.draws=12"]
+    recipe = load_recipe("digits", sets)
+    parts = assemble(recipe, progress.silent)
+    most = bytes_of(description_of(parts))
+    monkeypatch.setattr("edgestill.capture.shutil.disk_usage", lambda place: SimpleNamespace(free=int(0.9 * most)))
+    capture(recipe, tmp_path / "store", track=progress.silent)
+    assert sum(path.stat().st_size for path in (tmp_path / "store" / "shards").iterdir()) < 0.9 * most
 
 
 @pytest.mark.parametrize(

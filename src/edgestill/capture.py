@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -334,12 +335,23 @@ def own_losses(logits: Tensor, labels: Tensor, positions: NDArray[np.int64]) -> 
     return found
 
 
-def refuse_full_disk(folder: Path, needed: int) -> None:
-    """UserError where a store would not fit on its disk."""
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(place).free
-    needed -= sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    if needed > free:
-        raise UserError(
-            f"the store needs {needed:,} bytes more, and {place} has {free:,} free: take a smaller codec or views"
-        )
+def bytes_missing(folder: Path, whole: int, samples: Samples, teacher: Teacher) -> int:
+    """Bytes that a capture into a folder is yet going to take of the disk, of a store that has `whole`: of shards that
+    are not there, and of a damaged one, beside which another is written."""
+    if not (folder / STORE).is_file():
+        return whole
+    description, _ = read_store(folder)
+    work, absent, damaged = _Work(folder, description, samples, teacher), 0, 0
+    for number in range(description.shards):
+        if work.missing(number):
+            rows = work.rows(work.batches(number))
+            if shard_path(folder, number).is_file():
+                damaged = max(damaged, rows)
+            else:
+                absent += rows
+    return ceil(whole * (absent + damaged) / description.total)
+
+
+def free_bytes(folder: Path) -> int:
+    """Of the disk where a folder is, or is going to be."""
+    return shutil.disk_usage(next(one for one in (folder, *folder.absolute().parents) if one.exists())).free

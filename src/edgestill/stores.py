@@ -23,7 +23,7 @@ from edgestill.assemble import (
     online,
     without_store,
 )
-from edgestill.capture import Captured, begin, check_begun, finish, refuse_full_disk, trial
+from edgestill.capture import Captured, begin, bytes_missing, check_begun, finish, free_bytes, trial
 from edgestill.capture import capture as capture_shards
 from edgestill.errors import UserError
 from edgestill.models import TextInput
@@ -31,8 +31,9 @@ from edgestill.objective import averaged
 from edgestill.processes import Processes, connect
 from edgestill.recipe import Recipe
 from edgestill.signals import Signal
-from edgestill.store import CODECS, Codec, Store
+from edgestill.store import CODECS, Codec, Description, Sampled, Store
 from edgestill.store.size import bytes_of
+from edgestill.store.store import STORE
 from edgestill.tasks.samples import Batch
 from edgestill.train import Track
 
@@ -52,7 +53,9 @@ def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -
     check_taps(job, description.taps, "capture keeps")
 
     def check() -> None:
-        refuse_full_disk(place, bytes_of(description))
+        if (place / STORE).is_file():
+            begin(place, description)  # which refuses another
+        refuse_full_disk(place, job, description)
         quality = job.metric.quality(
             answers(job, job.teacher, job.splits.validation, "teacher: validation", track), job.splits.validation
         )
@@ -75,6 +78,22 @@ def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -
         kept, made, asked = processes.total(found)  # by which all are through
         processes.first(lambda: finish(place))
     return Captured(kept, made, asked) if processes.main else None
+
+
+def refuse_full_disk(place: Path, job: Job, description: Description) -> None:
+    """UserError where what is not yet captured of a store would not fit on its disk. Only where the most that it may
+    have does not fit, the teacher is asked what draws take, and what is there is read."""
+    samples, teacher, free = job.splits.train, _teacher(job), free_bytes(place)
+    needed = bytes_of(description)
+    if needed > free and isinstance(description.codec, Sampled):
+        needed = bytes_of(description, trial(description, samples, teacher, {"": description.codec})[1][""])
+    if needed > free:
+        needed = bytes_missing(place, needed, samples, teacher)
+    if needed > free:
+        raise UserError(
+            f"the store {place} needs {needed:,} bytes more, and its disk has {free:,} free: make room, take a "
+            "smaller codec, or fewer views"
+        )
 
 
 def plan(recipe: Recipe, *, track: Track = progress.track) -> dict[str, Any]:

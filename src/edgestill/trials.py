@@ -12,14 +12,12 @@ from typing import Any
 from edgestill import stores
 from edgestill.arms import difficulty, train_short
 from edgestill.assemble import Job, assemble, check_served, check_taps, description_of
-from edgestill.capture import refuse_full_disk
 from edgestill.errors import UserError
 from edgestill.plan.front import Tried, fell_out, front
 from edgestill.plan.halving import Rung, affordable, halving, rungs, seconds_of
 from edgestill.plan.proposing import Traits, proposed
 from edgestill.progress import silent
 from edgestill.recipe import Recipe
-from edgestill.store.size import bytes_of
 from edgestill.train import Track
 from edgestill.units import format_seconds, parse_seconds
 
@@ -109,7 +107,7 @@ class Trials:
             for recipe in self.recipes.values():
                 check_served(recipe, description.codec, "the search's store")
             check_taps(job, description.taps, "the search's store keeps")
-            refuse_full_disk(self.place / STORE, bytes_of(description))
+            stores.refuse_full_disk(self.place / STORE, job, description)
         except UserError as error:
             if self.found.get("online") != str(error):
                 _log.warning("edgestill: the search asks the teacher in every step, not a store: %s", error)

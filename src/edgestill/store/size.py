@@ -62,6 +62,6 @@ def bytes_a_position(codec: Codec, classes: int, different: float | None = None)
     """Of a position: what its columns hold; where `different` classes are among the draws, which is all at most."""
     each = {column.name: np.dtype(column.dtype).itemsize * (column.width or 1) for column in codec.columns(classes)}
     if isinstance(codec, Sampled):
-        drawn = codec.draws if different is None else different
+        drawn = min(codec.draws, classes) if different is None else different
         return float(drawn * (each["ids"] + each["counts"]) + each["distinct"] + each["entropy"])
     return float(sum(each.values()))

@@ -28,7 +28,8 @@ from edgestill.signals import Buckets, Draws, Signal
 from edgestill.store import Codec, Dense, Description, Sampled, Store, Tap, TopK, Views
 from edgestill.store.agreement import disagreement
 from edgestill.store.size import cut
-from edgestill.store.store import STORE, shard_path
+from edgestill.store.store import COPY, STORE, shard_path
+from edgestill.stores import verify
 from edgestill.tasks.images import ImageSamples
 from edgestill.tasks.images import Views as Augmented
 from edgestill.tasks.samples import Batch
@@ -196,6 +197,10 @@ def test_every_bit_that_flips_is_named(codec: Codec, tmp_path: Path) -> None:
         flipped = bytearray(content)
         flipped[place - int(sizes[:number].sum())] ^= 1 << int(draw.integers(8))
         path.write_bytes(flipped)
+        if path.name == COPY:
+            assert verify(tmp_path / "store")[1] == [COPY], "which nobody reads"
+            path.write_bytes(content)
+            continue
         with pytest.raises(UserError, match=rf"{path.name}.* is damaged"):
             Store.open(tmp_path / "store").signal(views, indices)
         if path.name != STORE:
@@ -380,6 +385,38 @@ def test_a_shard_that_was_noted_is_put_in_its_place(tmp_path: Path) -> None:
     captured(tmp_path, Dense(), teacher)
     assert not teacher.rows
     assert path.is_file()
+
+
+@pytest.mark.parametrize("broken", ["", "{", None], ids=["empty", "torn", "gone"])
+def test_what_a_store_is_of_is_mended_from_its_copy(broken: str | None, tmp_path: Path) -> None:
+    captured(tmp_path, Dense())
+    before, path = contents(tmp_path), tmp_path / STORE
+    path.unlink()
+    if broken is not None:
+        path.write_text(broken)
+    with pytest.raises(UserError, match=r"`edgestill capture` (into the store mends it|makes one)"):
+        Store.open(tmp_path)
+    teacher = Asked()
+    captured(tmp_path, Dense(), teacher)
+    assert not teacher.rows
+    assert contents(tmp_path) == before
+    for name in (STORE, COPY):
+        (tmp_path / name).write_text("{")
+    with pytest.raises(UserError, match=rf"{COPY} is damaged: .*; remove the folder, and capture it again"):
+        captured(tmp_path, Dense())
+    (tmp_path / COPY).unlink()
+    with pytest.raises(UserError, match=rf"{STORE} is damaged: .*; remove the folder, and capture it again"):
+        captured(tmp_path, Dense())
+
+
+@pytest.mark.parametrize("name", [STORE, "shards/00001.json"])
+def test_a_disk_that_does_not_take_a_note_is_said(name: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        captured(tmp_path, Dense(), Asked(fails_at=7))
+    (tmp_path / f"{name}.partial").unlink(missing_ok=True)
+    (tmp_path / f"{name}.partial").mkdir()
+    with pytest.raises(UserError, match=rf"{name} cannot be written: .*; the same command goes on"):
+        captured(tmp_path, Dense())
 
 
 @pytest.mark.parametrize("text", ["[1]", "{}", "", '{"version": 1, "checksum": 0}'])

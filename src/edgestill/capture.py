@@ -19,13 +19,13 @@ from torch.nn import functional
 
 from edgestill.data.views import uniform
 from edgestill.errors import UserError
-from edgestill.folder import LOCK, write_text
+from edgestill.folder import LOCK
 from edgestill.signals import Signal
 from edgestill.store import Codec, Description, Store, read_store, refuse_other, write_store
 from edgestill.store.agreement import disagreement
 from edgestill.store.codecs import Columns
 from edgestill.store.shards import PARTIAL, Piece, Shard, commit, partial_of, record_batch, schema, write
-from edgestill.store.store import SHARDS, STORE, shard_path
+from edgestill.store.store import SHARDS, STORE, mend_store, shard_path, write_whole
 from edgestill.tasks.samples import Batch, Samples
 from edgestill.train import Track
 
@@ -85,6 +85,7 @@ def capture(
 def begin(folder: Path, description: Description) -> Description:
     """Makes the folder, and returns what its store is of: one that is there says itself how it is cut. UserError where
     it holds something else, or another store."""
+    mend_store(folder)
     if (folder / STORE).is_file():
         found, _ = read_store(folder)
         said = description.to_json()
@@ -236,7 +237,7 @@ class _Work:
                     yield self.record_batch(rows)
 
         written = write(path, self.layout, made())
-        write_text(_note(self.folder, shard), json.dumps(written) + "\n")
+        write_whole(_note(self.folder, shard), json.dumps(written) + "\n")
         commit(path)
         return asked
 

@@ -33,7 +33,7 @@ from edgestill.recipe import Recipe
 from edgestill.signals import Signal
 from edgestill.store import CODECS, Codec, Description, Sampled, Store
 from edgestill.store.size import bytes_of
-from edgestill.store.store import STORE
+from edgestill.store.store import COPY, STORE, read_store
 from edgestill.tasks.samples import Batch
 from edgestill.train import Track
 
@@ -53,7 +53,7 @@ def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -
     check_taps(job, description.taps, "capture keeps")
 
     def check() -> None:
-        if (place / STORE).is_file():
+        if any((place / name).is_file() for name in (STORE, COPY)):
             begin(place, description)  # which refuses another
         refuse_full_disk(place, job, description)
         quality = job.metric.quality(
@@ -168,4 +168,9 @@ def verify(place: Path) -> tuple[Store, list[str]]:
     for number, pieces in enumerate(store.pieces):
         bad = [f"record batch {piece}" if piece < len(pieces) - 1 else "its end" for piece in store.damaged(number)]
         found += [f"shard {number:05}: {', '.join(bad)}"] if bad else []
+    if (place / COPY).is_file():
+        try:
+            read_store(place, COPY)
+        except UserError:
+            found.append(COPY)
     return store, found

@@ -1,6 +1,7 @@
 """A store: what a teacher said of every view of every sample, in a folder. Shapes: N samples, B batch.
 
     store.json       what the signals are of and how they are kept, and the checksums: `Description`
+    store.copy.json  the same, for where it is damaged
     shards/00000.arrow …
 
 Row `view·N + sample` holds the signal of a view of a sample; a record batch holds `rows` of them.
@@ -24,7 +25,7 @@ from edgestill.store.codecs import Codec, Column, Columns, described, read_codec
 from edgestill.store.shards import Numbers, Piece, Shard, numbers
 from edgestill.store.taps import Tap
 
-STORE, SHARDS = "store.json", "shards"
+STORE, COPY, SHARDS = "store.json", "store.copy.json", "shards"
 VERSION = 2
 """1 said its teacher's code and options in one fingerprint, which a comment in the file changed."""
 WIDE = 2**12
@@ -102,28 +103,40 @@ def write_store(folder: Path, description: Description, pieces: list[list[Piece]
     said = {"version": VERSION, "complete": pieces is not None, **description.to_json(), "pieces": pieces or []}
     head = json.dumps(said | {"checksum": _checksum(said), "pieces": []}, indent=1)
     lines = ",\n".join(f"  {json.dumps(shard)}" for shard in pieces or [])  # a line a shard
-    write_text(folder / STORE, head.replace('"pieces": []', f'"pieces": [\n{lines}\n ]') + "\n")
+    text = head.replace('"pieces": []', f'"pieces": [\n{lines}\n ]') + "\n"
+    for name in (STORE, COPY):
+        write_whole(folder / name, text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """UserError where the disk does not take it."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; the same command goes on") from error
 
 
 def _checksum(said: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(said, sort_keys=True).encode())
 
 
-def read_store(folder: Path) -> tuple[Description, list[list[Piece]] | None]:
+def read_store(folder: Path, name: str = STORE) -> tuple[Description, list[list[Piece]] | None]:
     """What store.json says; None in place of the pieces where the capture has not ended. UserError for what is not
     one, or is damaged."""
-    path = folder / STORE
+    path = folder / name
     if not path.is_file():
-        raise UserError(f"{folder} is no store: it has no {STORE}; `edgestill capture` makes one")
+        raise UserError(f"{folder} is no store: it has no {name}; `edgestill capture` makes one")
+    copied = name == STORE and (folder / COPY).is_file()
+    remedy = "`edgestill capture` into the store mends it" if copied else "remove the folder, and capture it again"
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         checksum = said.pop("checksum")
         whole = checksum == _checksum(said)
         version = said.pop("version")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {first_line(error)}") from error
+        raise UserError(f"{path} is damaged: {first_line(error)}; {remedy}") from error
     if not whole:
-        raise UserError(f"{path} is damaged: its checksum is another")
+        raise UserError(f"{path} is damaged: its checksum is another; {remedy}")
     if version not in (1, VERSION):
         raise UserError(f"{path} is of version {version}; this edgestill reads 1 and {VERSION}: capture it again")
     complete, pieces = said.pop("complete"), said.pop("pieces")
@@ -135,6 +148,17 @@ def read_store(folder: Path) -> tuple[Description, list[list[Piece]] | None]:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not as this edgestill writes it: {first_line(error)}; capture it again") from error
     return description, [[Piece(*one) for one in shard] for shard in pieces] if complete else None
+
+
+def mend_store(folder: Path) -> None:
+    """Puts the copy of store.json in its place, where that is damaged or gone. UserError where the copy is, too."""
+    if not (folder / COPY).is_file():
+        return
+    try:
+        read_store(folder)
+    except UserError:
+        read_store(folder, COPY)
+        write_whole(folder / STORE, (folder / COPY).read_text(encoding="utf-8"))
 
 
 def refuse_other(folder: Path, found: Description, expected: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from edgestill.capture import capture, check_begun, finish
 from edgestill.data.images import Images
 from edgestill.data.views import augment
 from edgestill.errors import UserError
-from edgestill.losses import ON_BUCKETS, bucketed, dkd, drawn_kl, kl
+from edgestill.losses import ON_BUCKETS, bucketed, dist, dkd, drawn_kl, kl, reverse_kl
 from edgestill.losses.reduce import channels_first, pooled
 from edgestill.models import ImageInput, Model
 from edgestill.signals import Buckets, Draws, Signal
@@ -556,7 +556,9 @@ def test_no_class_of_probability_zero_is_drawn() -> None:
     [
         (TopK(3, (1.0,)), dkd, 1.0, "take the codec dense"),
         (TopK(3, (1.0, 2.0)), kl, 4.0, "at temperatures of 1, 2, not at 4"),
-        (Sampled(3, 1.0), dkd, 1.0, "drawn for forward KL"),
+        (Sampled(3, 1.0), dkd, 1.0, "drawn for forward KL, the loss kl: take the codec dense"),
+        (Sampled(3, 1.0), dist, 1.0, "drawn for forward KL, the loss kl: take the codec dense"),
+        (Sampled(3, 1.0), reverse_kl, 1.0, "drawn for forward KL, the loss kl: take the codec top-k or dense"),
         (Sampled(3, 1.0), kl, 2.0, "drawn at a temperature of 1, not 2"),
         (TopK(3, (1.0,)), kl, 1.0, None),
         (Sampled(3, 2.0), kl, 2.0, None),

@@ -1,6 +1,7 @@
 """Runs whose teacher is read from a store: captured by a verb, replayed by the loop, refused elsewhere."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -380,7 +381,10 @@ def test_a_codec_that_cannot_serve_a_loss_names_the_one_that_can(tmp_path: Path,
     assert main(["capture", "digits", "--out", str(tmp_path / "store"), "--quiet", *sets]) == 0
     assert main(["store", "verify", str(tmp_path / "store")]) == 0
     assert "are as they were written" in capsys.readouterr().out
-    for override, said in (("distill.loss=dkd", "or dense"), ("distill.temperature=2", "at a temperature of 4, not 2")):
+    for override, said in (
+        ("distill.loss=dkd", "take the codec dense"),
+        ("distill.temperature=2", "at a temperature of 4, not 2"),
+    ):
         more = ["--set", f"teacher.store={tmp_path / 'store'}", "--set", override]
         assert main(["train", "digits", "--quiet", "--out", str(tmp_path / "run"), *sets, *more]) == 2
         assert said in capsys.readouterr().err
@@ -424,6 +428,18 @@ def test_a_plan_says_how_large_a_store_becomes(codec: str, tmp_path: Path, capsy
     assert main(["plan", "digits", "--quiet", *(word for one in sets for word in ("--set", one))]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert next(line for line in lines if "capture.codec" in line).startswith(codec)
+
+
+def test_the_plan_on_the_page_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """But for a time, and for how sure the teacher is; a codec that does not fit is named, with why."""
+    page = (HERE.parent / "docs" / "stores.md").read_text(encoding="utf-8")
+    command, *shown = re.search(r"^\$ edgestill (plan digits.*?)^```", page, re.MULTILINE | re.DOTALL)[1].splitlines()
+    assert main([*command.split(), "--quiet", "--set", "teacher.fit.epochs=2"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(shown) == 5
+    for line, other in zip(printed, shown, strict=True):
+        alike = slice(0, {"teacher": line.find("about"), "sampled": 10}.get(line.split()[0]))
+        assert line[alike] == other[alike]
 
 
 def test_a_store_larger_than_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,17 @@ def refuse_full_disk(place: Path, job: Job, description: Description) -> None:
 
 def plan(recipe: Recipe, *, track: Track = progress.track) -> dict[str, Any]:
     """What a capture of a recipe is going to cost, from a short measurement of its teacher: `passes`, `seconds` of all
-    of them, and for each codec its bytes a position and of the whole store."""
+    of them, and for each codec its bytes a position and of the whole store; `left_out` says why of those that the
+    classes or temperatures do not fit."""
     job = _job(recipe, connect(recipe.train.device), track)
     description = description_of(job)
     codecs: dict[str, Codec] = {}
+    left_out: dict[str, str] = {}
     for name in CODECS:
-        with suppress(UserError):  # one that does not fit is left out
+        try:
             codecs[name] = codec_of(recipe, name, description.classes)
+        except UserError as error:
+            left_out[name] = str(error)
     seconds, of_position = trial(description, job.splits.train, _teacher(job), codecs)
     passes = -(-description.total // description.batch)
     return {
@@ -124,6 +128,7 @@ def plan(recipe: Recipe, *, track: Track = progress.track) -> dict[str, Any]:
             }
             for name, codec in codecs.items()
         ],
+        "left_out": left_out,
     }
 
 

@@ -10,7 +10,7 @@ Result = dict[str, Any]
 
 
 def planned(plan: Result) -> str:
-    """What a capture is going to cost, codec by codec; the recipe's is marked."""
+    """What a capture is going to cost, codec by codec, and why not of the others; the recipe's is marked."""
     views = f"{plan['views']} view{'s' * (plan['views'] > 1)}"
     lines = [
         f"teacher   {plan['passes']:,} passes of {plan['batch']} samples: {plan['samples']:,} samples in {views}, "
@@ -20,6 +20,7 @@ def planned(plan: Result) -> str:
     for codec in plan["codecs"]:
         mark = "   capture.codec" if codec["name"] == plan["chosen"] else ""
         lines.append(f"{codec['name']:10}{codec['bytes_a_position']:18.1f}{format_bytes(codec['bytes']):>12}{mark}")
+    lines += [f"{name:10}left out: {why}" for name, why in plan["left_out"].items()]
     return "\n".join(lines)
 
 

@@ -173,7 +173,8 @@ class Sampled:
 
     def refuses(self, loss: Loss | None, temperature: float, standardize: bool) -> str | None:
         if loss is not kl or standardize:
-            return "it holds classes drawn for forward KL, the loss kl: take top-k for another divergence, or dense"
+            other = "top-k or dense" if loss in ON_BUCKETS and not standardize else "dense"
+            return f"it holds classes drawn for forward KL, the loss kl: take the codec {other}"
         if temperature != self.temperature:
             return (
                 f"its classes were drawn at a temperature of {self.temperature:g}, not {temperature:g}: take that, or "

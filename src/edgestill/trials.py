@@ -150,7 +150,7 @@ class Trials:
         search, train = self.recipe.student.search, self.recipe.train
         assert search is not None
         steps = train.epochs * len(self.job.splits.train.labels) / train.batch_size
-        return rungs(count, search.last_rung, search.reduction, LEAST_STEPS / steps)
+        return rungs(count, search.last_rung, search.reduction, max(search.first_rung, LEAST_STEPS / steps))
 
     def _affordable(self, seconds: Callable[[str, float], float], capture: float) -> int:
         """How many candidates time allows for, that of measuring and of the store taken off."""

@@ -113,7 +113,7 @@ def page(folder: Path) -> str:
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
             *rows,
             "",
-            "Cost: in trainings of the chosen student, by operations; measuring files as what was trained in that time.",
+            "Cost: in trainings of the chosen student, by operations; measuring files as what is trained meanwhile.",
             *fronts,
             "",
         ]

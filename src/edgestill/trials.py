@@ -108,7 +108,10 @@ class Trials:
             description = description_of(job)
             for recipe in self.recipes.values():
                 check_served(recipe, description.codec, "the search's store")
-            check_taps(job, description.taps, "the search's store keeps")
+            for recipe in self.recipes.values():
+                if recipe.distill.terms or any(phase.terms for phase in recipe.phases):  # each maps its own layers
+                    own = assemble(recipe, silent, splits=self.job.splits)
+                    check_taps(own, description.taps, "the search's store keeps")
             refuse_full_disk(self.place / STORE, bytes_of(description))
         except UserError as error:
             if self.found.get("online") != str(error):

@@ -4,9 +4,10 @@
     python benchmarks/search.py --page [--out DIR]
 
 For a budget as "50 KB" "0.2 ms": the search from a store, the chosen student's training for 10 epochs, its file
-measured five more times; then students that are drawn at random among those that fit, until their trainings have taken
-as long as the search and its choice's training. It goes on with what is in --out. `--page` writes a dated page of all
-that is there.
+measured five more times; then students that are drawn at random among those that fit, until their trainings have cost
+as much as the search and its choice's training. Trainings cost their operations, which other work on the machine does
+not change; measuring the files costs as many as were trained in that time. It goes on with what is in --out. `--page`
+writes a dated page of all that is there.
 """
 
 import argparse
@@ -52,24 +53,23 @@ def measured(options: argparse.Namespace) -> None:
         budget = bench_again(chosen, track=progress.track)["budget"]
         said["measurements"].append(budget)
         notes.write_text(json.dumps(said))
-    trained = json.loads((chosen / "result.json").read_text())["seconds"]["student"]
-    cost = found["seconds"]["costs"] + found["seconds"]["trials"] + trained
+    flops = {one["name"]: one.get("flops", 0) for one in found["candidates"]}
+    trials = sum(flops[one["name"]] * rung["share"] for one in found["candidates"] for rung in one.get("rungs", ()))
+    cost = trials * (1 + found["seconds"]["costs"] / found["seconds"]["trials"]) / flops[found["chosen"]] + 1
     fitting = [one["name"] for one in found["candidates"] if one["fits"]]
     space = {name: one.recipe for name, one in candidates(recipe).items()}
     order = [fitting[number] for number in np.random.default_rng(len(fitting)).permutation(len(fitting))]
-    for number, name in enumerate(order):
-        used = sum(one["seconds"] for one in said["random"])
-        if number < len(said["random"]):
-            continue
+    used = sum(flops[one["name"]] for one in said["random"]) / flops[found["chosen"]]
+    for number, name in [*enumerate(order)][len(said["random"]) :]:
         if used >= cost:
             break
+        used += flops[name] / flops[found["chosen"]]
         place = out / f"random-{number}"
         own = run(space[name], place, resume=place.exists(), track=progress.track, deliver_files=False)
         seed = own["arms"]["student"]["seeds"][0]
-        drawn = {"name": name, "seconds": own["seconds"]["student"]}
-        said["random"].append(drawn | {key: seed[key] for key in ("quality", "validation")})
+        said["random"].append({"name": name} | {key: seed[key] for key in ("quality", "validation")})
         notes.write_text(json.dumps(said))
-    said |= {"size": options.size, "latency": options.latency, "cost": cost, "epochs": options.epochs}
+    said |= {"size": options.size, "latency": options.latency, "costs": [cost, used], "epochs": options.epochs}
     said |= {key: result[key] for key in ("search", "arms", "artifacts", "student", "teacher", "date")}
     notes.write_text(json.dumps(said, indent=1))
 
@@ -91,7 +91,7 @@ def page(folder: Path) -> str:
             f"{len(found['candidates'])} | {found['chosen']} | {artifact['bytes']:,} | {min(latencies):.3f}–"
             f"{max(latencies):.3f} | {met} of {len(latencies)} | {percent(student['quality'])} | "
             f"{percent(artifact['quality'])} | {percent(best['quality'])} ({best['name']}) | {percent(mean)} | "
-            f"{len(one['random'])} | {one['cost'] / 60:.0f}, {sum(r['seconds'] for r in one['random']) / 60:.0f} |"
+            f"{len(one['random'])} | {one['costs'][0]:.1f}, {one['costs'][1]:.1f} |"
         )
         fronts += ["", f"## {one['size']}, {one['latency']}", ""]
         fronts += ["| candidate | bytes | p50 ms | validation by rung | |", "|---|---|---|---|---|"]
@@ -109,9 +109,11 @@ def page(folder: Path) -> str:
             f"`python benchmarks/search.py SIZE LATENCY` for each budget; {done[0]['epochs']:g} epochs, one seed.",
             "",
             "| budget | fit | chosen | bytes | p50 ms, five more times | met | test, float | test, int8 file | "
-            "best of random by validation | mean of random | random | minutes: search and training, random |",
+            "best of random by validation | mean of random | random | cost: search and training, random |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
             *rows,
+            "",
+            "Cost: in trainings of the chosen student, by operations; measuring files as what is trained meanwhile.",
             *fronts,
             "",
         ]

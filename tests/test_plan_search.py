@@ -33,7 +33,8 @@ def test_the_headroom_is_taken_off_and_asked_for_again() -> None:
 def test_rungs_grow_as_candidates_fall() -> None:
     assert rungs(9, 0.3, 3) == [Rung(9, pytest.approx(0.1)), Rung(3, pytest.approx(0.3))]
     assert rungs(2, 0.3, 3) == [Rung(2, 0.3)]
-    assert rungs(10, 0.3, 3, least=0.3) == [Rung(10, 0.3)]  # a second one would train the same again
+    assert rungs(10, 0.3, 3, least=0.1) == [Rung(10, pytest.approx(0.1)), Rung(4, 0.3)]  # no third, of 0.033
+    assert rungs(10, 0.3, 3, least=0.2) == [Rung(10, 0.3)]
 
 
 def test_the_best_of_a_rung_go_on_and_the_last_decides() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from edgestill import UserError, load_recipe
+from edgestill import UserError, load_recipe, search
 from edgestill.cli import main
+from edgestill.progress import silent
 from edgestill.recipe import candidates
 from edgestill.runs import export_again
 
@@ -19,7 +20,7 @@ data: {{source: "{MADE}:splits", validation: 0.3}}
 teacher: {{model: "{MADE}:net", options: {{width: 12}}, fit: {{epochs: 6, batch_size: 32}}}}
 student:
   search: {{model: "{MADE}:net", options: {{width: [2, 4, 8, 40]}}, distill: [{{alpha: 0.5}}, {{alpha: 0.9}}]}}
-train: {{epochs: 60, batch_size: 32, threads: 1}}
+train: {{epochs: 80, batch_size: 32, threads: 1}}
 compare: {{baseline: false}}
 budget: {{size: 8 KB, latency: 1 s, runtime: onnxruntime}}
 export: [onnx]
@@ -181,3 +182,11 @@ def test_a_users_function_names_candidates(recipe: Path) -> None:
     found = candidates(load_recipe(recipe, [f"student.search={{candidates: '{MADE}:listed'}}"]))
     assert [*found] == ["own-2", "own-3"]
     assert found["own-3"].recipe.student.options == {"width": 3}
+
+
+def test_where_one_technique_needs_more_than_a_store_keeps_the_teacher_is_asked(recipe: Path, tmp_path: Path) -> None:
+    hint = "{alpha: 0.9, terms: [{loss: hint, student: second, teacher: second, weight: 1}]}"
+    sets = [f"student.search.distill=[{{alpha: 0.5}}, {hint}]", "student.search.options={width: [2, 4]}"]
+    result = search(load_recipe(recipe, [*sets, "train.epochs=8"]), tmp_path / "run", track=silent)
+    assert "needs the teacher's tap second" in result["search"]["online"]
+    assert all("quality" in one for one in result["search"]["candidates"])

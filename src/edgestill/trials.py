@@ -106,7 +106,10 @@ class Trials:
             description = description_of(job)
             for recipe in self.recipes.values():
                 check_served(recipe, description.codec, "the search's store")
-            check_taps(job, description.taps, "the search's store keeps")
+            for recipe in self.recipes.values():
+                if recipe.distill.terms or any(phase.terms for phase in recipe.phases):  # each maps its own layers
+                    own = assemble(recipe, silent, splits=self.job.splits)
+                    check_taps(own, description.taps, "the search's store keeps")
             stores.refuse_full_disk(self.place / STORE, job, description)
         except UserError as error:
             if self.found.get("online") != str(error):
@@ -148,7 +151,7 @@ class Trials:
         search, train = self.recipe.student.search, self.recipe.train
         assert search is not None
         steps = train.epochs * len(self.job.splits.train.labels) / train.batch_size
-        return rungs(count, search.last_rung, search.reduction, LEAST_STEPS / steps)
+        return rungs(count, search.last_rung, search.reduction, max(search.first_rung, LEAST_STEPS / steps))
 
     def _affordable(self, seconds: Callable[[str, float], float], capture: float) -> int:
         """How many candidates time allows for, that of measuring and of the store taken off."""

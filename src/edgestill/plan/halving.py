@@ -7,7 +7,6 @@ ends, not by where a long one passes. All of a rung have the same steps, seeds a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import ceil
 
 
@@ -21,20 +20,17 @@ class Rung:
 
 def rungs(count: int, last: float, reduction: int, least: float = 0.0) -> list[Rung]:
     """The rungs of `count` candidates. One in `reduction` goes on, to a training that is `reduction` times as long; the
-    last rung has at most `reduction`, and the share `last`. No other has less than `least`, below which all candidates
-    are as if untrained.
+    last rung has the share `last` and, unless an earlier one had less than the share `least`, at most `reduction`
+    candidates. Shorter trainings rank wrongly: what is large, or was cut deeply, is behind in them.
 
-    >>> [(rung.entrants, round(rung.share, 3)) for rung in rungs(12, last=1 / 3, reduction=3)]
-    [(12, 0.037), (4, 0.111), (2, 0.333)]
+    >>> [(rung.entrants, round(rung.share, 3)) for rung in rungs(14, last=1 / 3, reduction=3, least=0.1)]
+    [(14, 0.111), (5, 0.333)]
     """
-    counts = [count]
-    while counts[-1] > reduction:
+    counts, first = [count], last
+    while counts[-1] > reduction and first / reduction >= least * (1 - 1e-9):
         counts.append(ceil(counts[-1] / reduction))
-    shares = [min(last, max(last / reduction ** (len(counts) - 1 - place), least)) for place in range(len(counts))]
-    made = [Rung(one, share) for one, share in zip(counts, shares, strict=True)]
-    return made[:1] + [
-        rung for before, rung in pairwise(made) if rung.share > before.share
-    ]  # none is trained twice alike
+        first /= reduction
+    return [Rung(one, last / reduction ** (len(counts) - 1 - place)) for place, one in enumerate(counts)]
 
 
 def seconds_of(plan: Sequence[Rung], names: Sequence[str], seconds: Callable[[str, float], float]) -> float:

@@ -44,6 +44,10 @@ class Search(Section):
         1 / 3,
         description="Share of train.epochs that the last few candidates are trained for, each rung before it less.",
     )
+    first_rung: SomeShare = Field(
+        0.1,
+        description="Least share of train.epochs that any candidate is trained for: shorter trainings rank wrongly.",
+    )
     reduction: Annotated[int, Field(ge=2, le=16)] = Field(
         3, description="One in how many goes on to the next rung, a training that is as many times as long."
     )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_where_nothing_fits_the_nearest_is_named_and_what_to_relax(
     result = read(tmp_path / "run")
     nearest = next(one for one in result["search"]["candidates"] if one["name"] == result["search"]["nearest"])
     assert nearest["name"] == "width-2"
-    size = nearest["files"][0]["bytes"]
+    size = ceil(nearest["files"][0]["bytes"] / 10) * 10  # what is written is enough
     said = capsys.readouterr().out
     assert "none of 4 candidates is within the budget; the nearest is width-2" in said
     assert f"budget.size from 400 B to {size / 1000:.3g} KB ({size / 400 - 1:+.0%})" in said

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import ceil, floor, log10
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -166,10 +167,17 @@ def judge(candidate: Result, limits: Sequence[Limit]) -> None:
 def relax(candidate: Result) -> str:
     """Which limits would have to give for a candidate, and by how much."""
     return " and ".join(
-        f"budget.{name} from {written(name, candidate['judged'][name]['limit'])} to {written(name, limit)} "
-        f"({limit / candidate['judged'][name]['limit'] - 1:+.0%})"
+        f"budget.{name} from {written(name, candidate['judged'][name]['limit'])} to {written(name, enough)} "
+        f"({enough / candidate['judged'][name]['limit'] - 1:+.0%})"
         for name, limit in needed(candidate["judged"]).items()
+        for enough in [_rounded_up(limit)]
     )
+
+
+def _rounded_up(value: float) -> float:
+    """To three digits, as it is written: what is written has to be enough."""
+    place = 10.0 ** (floor(log10(value)) - 2)
+    return ceil(value / place * (1 - 1e-12)) * place
 
 
 def written(name: str, value: float) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from edgestill import UserError, load_recipe, search
+from edgestill import UserError, costs, load_recipe, search
+from edgestill.assemble import assemble
 from edgestill.cli import main
 from edgestill.progress import silent
-from edgestill.recipe import candidates
+from edgestill.recipe import candidates, validate
 from edgestill.runs import export_again
 
 MADE = Path(__file__).with_name("small_search.py")
@@ -85,6 +86,10 @@ def test_the_page_shows_the_front_and_what_became_of_each(planned: Path) -> None
     for one in search["candidates"]:
         assert one["name"] in page
         assert one.get("why", "chosen") in page
+    ranked = [one for one in search["candidates"] if one["fits"] and one["name"] != search["chosen"]]
+    beside = max(ranked, key=lambda one: (len(one["rungs"]), one["quality"]))["name"]
+    assert search["neighbours"] == {"inside": beside}  # nothing outside was made a file
+    assert f"The next inside the budget is {beside}." in page
     assert page.count("on the front") == sum(bool(one.get("front")) for one in search["candidates"])
 
 
@@ -98,7 +103,9 @@ def test_the_choice_is_a_recipe_and_going_on_trains_it(recipe: Path, planned: Pa
     result = read(place)
     assert result["search"] == before
     assert result["budget"]["met"]
-    assert result["artifacts"][0]["bytes"] <= 8000
+    assert (place / result["artifacts"][0]["path"]).is_file()
+    (measured,) = (one["files"][0] for one in before["candidates"] if one["name"] == before["chosen"])
+    assert result["artifacts"][0]["bytes"] == pytest.approx(measured["bytes"], rel=0.01)
     assert json.loads((place / "chosen" / "result.json").read_text())["arms"] == result["arms"]
     with pytest.raises(UserError, match="holds a search: the run of the chosen student is"):
         export_again(place)
@@ -191,3 +198,24 @@ def test_where_one_technique_needs_more_than_a_store_keeps_the_teacher_is_asked(
     result = search(load_recipe(recipe, [*sets, "train.epochs=8"]), tmp_path / "run", track=silent)
     assert "needs the teacher's tap second" in result["search"]["online"]
     assert all("quality" in one for one in result["search"]["candidates"])
+
+
+def test_the_neighbour_outside_says_what_it_needs(recipe: Path, planned: Path, tmp_path: Path) -> None:
+    sizes = {one["student"]: one["files"][0]["bytes"] for one in read(planned)["search"]["candidates"] if one["fits"]}
+    limit = (sizes["width-4"] + sizes["width-8"]) // 2
+    sets = ["student.search.distill=[]", "student.search.options={width: [2, 4, 8]}", "train.epochs=8"]
+    found = search(load_recipe(recipe, [*sets, f"budget.size={limit} B"]), tmp_path / "run", train=False, track=silent)
+    beside = found["search"]["neighbours"]
+    assert beside["outside"] == "width-8"
+    assert beside["relax"].startswith(f"budget.size from {limit / 1000:.3g} KB to ")
+    assert {beside["inside"], found["search"]["chosen"]} == {"width-2", "width-4"}
+
+
+def test_a_file_is_measured_as_large_as_it_is_going_to_be() -> None:
+    """A file holds equal constants once, and those of many layers begin equal."""
+    net = {"model": f"{MADE}:net"}
+    task = {"task": "image-classification", "data": {"source": f"{MADE}:splits"}}
+    recipe = validate(task | {"teacher": net | {"fit": {"epochs": 1}}, "student": net})
+    model = costs.untrained(assemble(recipe, silent), recipe)
+    values = [one.detach().numpy().tobytes() for one in model.module.parameters()]
+    assert len({*values}) == len(values)

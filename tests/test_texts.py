@@ -17,7 +17,7 @@ from edgestill.assemble import assemble
 from edgestill.cli import main
 from edgestill.data.texts import load_texts
 from edgestill.errors import UserError
-from edgestill.models import TextInput, load_text_model
+from edgestill.models import TextInput, load_text_model, save_student
 from edgestill.recipe import load_recipe
 from edgestill.tasks.sequences import Sequences
 from text_recipes import CLASSES, NETS, THREE_BLOCKS, result_of, stopped_and_resumed, written
@@ -204,3 +204,12 @@ def test_a_classifier_that_guesses_may_have_another_models_tokenizer(tmp_path: P
     said = r"no better than guessing: 40.0% .* is its tokenizer \(.*\) another model's"
     with pytest.raises(UserError, match=said):
         check_teacher(parts.metric, 0.4, parts.splits.validation, parts.teacher)
+
+
+def test_what_is_saved_does_not_depend_on_what_was_tokenized_before(tmp_path: Path) -> None:
+    model = load_text_model(f"{NETS}:bert", head="classes", classes=("neg", "pos"), length=8)
+    for name in ("before", "behind"):
+        save_student(model, tmp_path / name, ("neg", "pos"))
+        model.input.tokenizer(["good good good", "bad"], padding=True, truncation=True, max_length=2)
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("before", "behind")]
+    assert files[0] == files[1]

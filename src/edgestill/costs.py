@@ -50,8 +50,15 @@ def limits_of(recipe: Recipe) -> list[Limit]:
 
 
 def untrained(job: Job, recipe: Recipe) -> Model:
-    """A candidate of the sizes that it is going to have, with random weights."""
-    return replace(job, recipe=recipe, built={}).student(0, SCRATCH)
+    """A candidate of the sizes that it is going to have, with random weights. Those that begin alike, as biases of 0,
+    are told apart: a file holds equal ones once, so would be smaller than behind the training."""
+    model = replace(job, recipe=recipe, built={}).student(0, SCRATCH)
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.is_floating_point():
+                parameter.add_(1e-3 * torch.randn(parameter.shape, generator=drawn))
+    return model
 
 
 def of(job: Job, recipes: Mapping[str, Recipe], limits: Sequence[Limit], batch: Batch) -> dict[str, Result]:

@@ -95,11 +95,15 @@ def search(
         elif "chosen" not in found:
             trials = Trials(job, recipe, recipes, fitting, place / "search", found, save, track, assembly)
             found["chosen"] = trials.choose()
+            found["neighbours"] = _neighbours(found, job.metric.higher_is_better)
             folder.write_text(place / f"{CHOSEN}.yaml", dump(recipes[found["chosen"]]))
         if train and fitting:
             again = resume and (place / CHOSEN / folder.RESULT).is_file()
             own = run(recipes[found["chosen"]], place / CHOSEN, resume=again, track=track, deliver_files=deliver_files)
             result |= {key: own[key] for key in KEPT if key in own}
+            result["artifacts"] = [
+                one | {"path": f"{CHOSEN}/{one['path']}"} if "path" in one else one for one in own.get("artifacts", [])
+            ]
     return result | {"report": str(report.write(place))}
 
 
@@ -201,6 +205,24 @@ def _batch(job: Job) -> Batch:
     """A batch as the trainings have them."""
     rows = np.arange(min(job.recipe.train.batch_size, len(job.splits.train)))
     return job.splits.train.batch(rows, np.zeros_like(rows), 0, None)
+
+
+def _neighbours(found: Result, higher_is_better: bool) -> Result:
+    """On either side of the budget: `inside`, the best of the others that fit; `outside`, of those that were measured
+    the one that misses the budget by least, and what would have to give for it."""
+
+    def reached(one: Result) -> tuple[float, ...]:
+        return len(one["rungs"]), one["quality"] if higher_is_better else -one["quality"]
+
+    others = [one for one in found["candidates"] if one["name"] != found["chosen"] and "quality" in one]
+    missing = [one for one in found["candidates"] if not one["fits"] and "judged" in one]
+    beside: Result = {}
+    if others:
+        beside["inside"] = max(others, key=reached)["name"]
+    if missing:
+        nearest = min(missing, key=lambda one: float(one["missed_by"]))
+        beside |= {"outside": nearest["name"], "relax": costs.relax(nearest)}
+    return beside
 
 
 def _nearest(job: Job, recipes: Mapping[str, Recipe], limits: Sequence[Limit], found: list[Result]) -> Result:

@@ -85,9 +85,9 @@ class Trials:
             if name in out:
                 rung, own, other = out[name]
                 whose = "the chosen one" if rung == len(plan) - 1 else "the last that went on"
-                candidate.setdefault(
-                    "why", f"{name_of} {own:.4f} behind {plan[rung].share:.1%} of the training, {whose} {other:.4f}"
-                )
+                also = ", which costs less" if own == other else ""
+                why = f"{name_of} {own:.4f} behind {plan[rung].share:.1%} of the training, {whose} {other:.4f}{also}"
+                candidate.setdefault("why", why)
             elif name != chosen:
                 candidate.setdefault("why", f"not tried: compute.time is {self.recipe.compute.time}")
 

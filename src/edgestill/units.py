@@ -11,6 +11,7 @@ BYTES = {
 }  # fmt: skip
 SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 FRACTION = {"%": 0.01}
+SPELLED = {"hour": "h", "hours": "h", "minute": "min", "minutes": "min", "second": "s", "seconds": "s", "sec": "s"}
 COUNTS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 _QUANTITY = re.compile(r"\s*([+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\.\d+)\s*([A-Za-z%µ]*)\s*")
@@ -22,7 +23,9 @@ def _parse(text: str | int | float, units: dict[str, float] | dict[str, int], ki
         raise UserError(f"{kind} needs a number with a unit such as {example!r}; {text!r} has none")
     number, unit = match.groups()
     if unit not in units:
-        hint = closest(unit, units) if unit else ""
+        hint = (
+            f"; did you mean {SPELLED[unit]!r}?" if SPELLED.get(unit) in units else closest(unit, units) if unit else ""
+        )
         raise UserError(f"{kind} needs one of the units {', '.join(units)}, as in {example!r}; {text!r} came{hint}")
     value = float(number) * units[unit]
     if not 0 <= value < inf:

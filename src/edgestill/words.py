@@ -177,7 +177,14 @@ def searched(result: Result) -> list[str]:
         why = "chosen" if one["name"] == chosen else one["why"]
         rows.append((one["name"], f"{one['parameters']:,}" if "parameters" in one else "–", *measured, quality, why))
     more = len(search["candidates"]) - MOST_ROWS
-    return [_columns(rows)] + ([f"and {more} more, in the report"] if more > 0 else []) + [f"chosen   {chosen}"]
+    beside = search.get("neighbours", {})
+    return (
+        [_columns(rows)]
+        + ([f"and {more} more, in the report"] if more > 0 else [])
+        + [f"chosen   {chosen}"]
+        + ([f"inside   the next is {beside['inside']}"] if "inside" in beside else [])
+        + ([f"outside  the nearest is {beside['outside']}: relax {beside['relax']}"] if "outside" in beside else [])
+    )
 
 
 def _standing(chosen: str, higher: bool, one: Result) -> tuple[float, ...]:

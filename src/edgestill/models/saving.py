@@ -27,7 +27,7 @@ def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     spec = model.spec
     if isinstance(model.input, TextInput):
-        model.input.tokenizer.save_pretrained(folder)
+        _save_tokenizer(model.input.tokenizer, folder)
     if spec.startswith("hf:") or (isinstance(model.input, TextInput) and hasattr(model.module, "save_pretrained")):
         transformers()
         model.module.save_pretrained(folder)  # type: ignore[operator]
@@ -45,6 +45,15 @@ def save_student(model: Model, folder: Path, classes: tuple[str, ...]) -> None:
         spec = f"model.py:{function}"
     about = {"model": spec, "options": model.options, "input": _written(model.input), "classes": list(classes)}
     (folder / STUDENT_FILE).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Without the padding and the cut of its last call, which a fast tokenizer would write as its own: what was saved
+    would depend on what was tokenized before."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.save_pretrained(folder)
 
 
 def reload(model: Model, folder: Path) -> None:

@@ -42,6 +42,7 @@ def render(result: dict[str, Any]) -> str:
         relax=search.get("relax"),
         trained="arms" in result,
         online=search.get("online"),
+        beside=search.get("neighbours", {}),
         limits=[
             f"{limit['name']} {AXES[limit['name']][2](limit['value'])}"
             + (f", less {1 - limit['allowed'] / limit['value']:.0%}" if limit["allowed"] < limit["value"] else "")

@@ -219,3 +219,23 @@ def test_a_file_is_measured_as_large_as_it_is_going_to_be() -> None:
     model = costs.untrained(assemble(recipe, silent), recipe)
     values = [one.detach().numpy().tobytes() for one in model.module.parameters()]
     assert len({*values}) == len(values)
+
+
+def test_a_candidate_that_cannot_be_built_is_a_row_wherever_it_stands(recipe: Path, tmp_path: Path) -> None:
+    sets = ["student.search.distill=[]", "student.search.options={width: [none, 2, 4]}", "train.epochs=8"]
+    found = search(load_recipe(recipe, sets), tmp_path / "run", train=False, track=silent)["search"]
+    assert found["candidates"][0]["why"].startswith("cannot be built: ")
+    assert found["chosen"] in ("width-2", "width-4")
+    assert "online" not in found
+
+
+def test_where_one_candidate_fits_nothing_is_trained_to_choose_it(recipe: Path, planned: Path, tmp_path: Path) -> None:
+    sizes = {one["student"]: one["files"][0]["bytes"] for one in read(planned)["search"]["candidates"] if one["fits"]}
+    limit = (sizes["width-2"] + sizes["width-4"]) // 2
+    sets = ["student.search.distill=[]", "student.search.options={width: [2, 4]}", f"budget.size={limit} B"]
+    place = tmp_path / "run"
+    assert main(["plan", str(recipe), *(f"--set={one}" for one in sets), "--out", str(place), "--quiet"]) == 0
+    found = read(place)["search"]
+    assert (found["chosen"], found["neighbours"]["outside"]) == ("width-2", "width-4")
+    assert "rungs" not in found
+    assert "width-2 of 2 candidates" in (place / "report.html").read_text()

@@ -50,6 +50,11 @@ class Trials:
     def choose(self) -> str:
         """The name of the best candidate. UserError where time does not allow for two, or where none could be
         trained."""
+        if len(self.fitting) == 1:  # nothing to choose from
+            (name,) = self.fitting
+            self.fitting[name]["front"] = True
+            _log.warning("edgestill: of %d candidates %s alone fits the budget", len(self.found["candidates"]), name)
+            return name
         store = self._store()
         plan = self._plan(store)
         self._capture(store)
@@ -94,7 +99,8 @@ class Trials:
     def _store(self) -> Recipe | None:
         """The recipe of the store that the trials read: the user's own, or one of the search; None where the teacher is
         asked, with the reason."""
-        first = next(iter(self.recipes.values()))
+        fitting = [self.recipes[name] for name in self.fitting]
+        first = fitting[0]
         if first.teacher.store is not None:
             return first
         search = self.recipe.student.search
@@ -104,9 +110,9 @@ class Trials:
         try:
             job = replace(self.job, recipe=asked)
             description = description_of(job)
-            for recipe in self.recipes.values():
+            for recipe in fitting:
                 check_served(recipe, description.codec, "the search's store")
-            for recipe in self.recipes.values():
+            for recipe in fitting:
                 if recipe.distill.terms or any(phase.terms for phase in recipe.phases):  # each maps its own layers
                     own = assemble(recipe, silent, splits=self.job.splits)
                     check_taps(own, description.taps, "the search's store keeps")
@@ -156,7 +162,7 @@ class Trials:
     def _affordable(self, seconds: Callable[[str, float], float], capture: float) -> int:
         """How many candidates time allows for, that of measuring and of the store taken off."""
         time, names = self.recipe.compute.time, [*self.fitting]
-        if time is None or len(names) == 1:
+        if time is None:
             return len(names)
         spent = self.found["seconds"]["costs"]
         if count := affordable(self._rungs, names, seconds, parse_seconds(time) - spent - capture):

@@ -13,7 +13,7 @@ from edgestill.assemble import assemble
 from edgestill.cli import main
 from edgestill.progress import silent
 from edgestill.recipe import candidates, validate
-from edgestill.runs import export_again
+from edgestill.runs import export_again, run
 
 MADE = Path(__file__).with_name("small_search.py")
 RECIPE = f"""
@@ -160,7 +160,7 @@ def test_where_nothing_fits_the_nearest_is_named_and_what_to_relax(
         (["budget={latency: 2 sm}"], "'2 sm' came; did you mean"),
         (["budget={quality: 0.9}"], "student.search: chooses within a budget: set budget.size"),
         (["budget.size=0 B"], "budget.size: 0 B leaves room for nothing"),
-        (["compute.time=1 ms"], "compute.time: 1 ms is too short: measuring files took"),
+        (["compute.time=1 ms"], "compute.time: 1 ms is too short: measuring the files of"),
         (["student.search={model: 'timm:nothing_like_*'}"], "timm has no model that matches 'nothing_like_*'"),
         (["student.search={from_teacher: {dept: [1, 2]}}"], "unknown key 'dept' in student.from_teacher"),
         ([f"student.search={{candidates: '{MADE}:wrong'}}"], "must return student sections by name"),
@@ -239,3 +239,10 @@ def test_where_one_candidate_fits_nothing_is_trained_to_choose_it(recipe: Path, 
     assert (found["chosen"], found["neighbours"]["outside"]) == ("width-2", "width-4")
     assert "rungs" not in found
     assert "width-2 of 2 candidates" in (place / "report.html").read_text()
+
+
+def test_what_is_of_one_student_refuses_many(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["capture", str(recipe), "--out", str(tmp_path / "store"), "--quiet"]) == 2
+    assert "student.search stands for many students" in capsys.readouterr().err
+    with pytest.raises(UserError, match="stands for many students"):
+        run(load_recipe(recipe), tmp_path / "run", track=silent)

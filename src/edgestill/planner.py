@@ -24,6 +24,7 @@ from edgestill.runs import run
 from edgestill.tasks.samples import Batch
 from edgestill.train import Track
 from edgestill.trials import Trials
+from edgestill.units import format_seconds, parse_seconds
 
 Result = dict[str, Any]
 CHOSEN = "chosen"
@@ -82,15 +83,14 @@ def search(
             fit_teacher(job, place, lambda line: None, track, resume, place / "teachers")
             recipes = {name: _with_teacher(one, place / "teacher") for name, one in recipes.items()}
             job = _first(recipes, track)
-        limits = costs.limits_of(recipe)
         job = replace(job, recipe=next(iter(recipes.values())))
         result |= {"task": recipe.task, "metric": _metric(job)}
         if "teacher" not in result:
             result["teacher"] = _teacher(job, track)
-        _cost(job, space, recipes, limits, found, save, track)
+        _cost(job, recipe, space, recipes, found, save, track)
         fitting = {one["name"]: one for one in found["candidates"] if one["fits"]}
         if not fitting:
-            found |= _nearest(job, recipes, limits, found["candidates"])
+            found |= _nearest(job, recipes, costs.limits_of(recipe), found["candidates"])
             result["budget"] = {"met": False}
         elif "chosen" not in found:
             trials = Trials(job, recipe, recipes, fitting, place / "search", found, save, track, assembly)
@@ -98,13 +98,19 @@ def search(
             found["neighbours"] = _neighbours(found, job.metric.higher_is_better)
             folder.write_text(place / f"{CHOSEN}.yaml", dump(recipes[found["chosen"]]))
         if train and fitting:
-            again = resume and (place / CHOSEN / folder.RESULT).is_file()
-            own = run(recipes[found["chosen"]], place / CHOSEN, resume=again, track=track, deliver_files=deliver_files)
-            result |= {key: own[key] for key in KEPT if key in own}
-            result["artifacts"] = [
-                one | {"path": f"{CHOSEN}/{one['path']}"} if "path" in one else one for one in own.get("artifacts", [])
-            ]
+            result |= _delivered(recipes[found["chosen"]], place / CHOSEN, resume, track, deliver_files)
     return result | {"report": str(report.write(place))}
+
+
+def _delivered(recipe: Recipe, place: Path, resume: bool, track: Track, files: bool) -> Result:
+    """What the chosen student's own run came to; its artifacts as seen from the search's folder."""
+    resume = resume and (place / folder.RESULT).is_file()
+    own = run(recipe, place, resume=resume, track=track, deliver_files=files)
+    kept = {key: own[key] for key in KEPT if key in own}
+    for artifact in kept.get("artifacts", ()):
+        if "path" in artifact:
+            artifact["path"] = f"{place.name}/{artifact['path']}"
+    return kept
 
 
 def _begun(recipe: Recipe, place: Path, resume: bool) -> Result:
@@ -168,15 +174,16 @@ def _teacher(job: Job, track: Track) -> Result:
 
 def _cost(
     job: Job,
+    asked: Recipe,
     space: Mapping[str, Candidate],
     recipes: Mapping[str, Recipe],
-    limits: Sequence[Limit],
     found: Result,
     save: Callable[[], None],
     track: Track,
 ) -> None:
     """Fills in what each candidate costs, and whether it fits; techniques share their student's files. What was
-    measured before stays."""
+    measured before stays. UserError where all files together would take more than the time of the search."""
+    limits = costs.limits_of(asked)
     started, known = perf_counter(), {one["name"] for one in found["candidates"]}
     found["limits"] = [{"name": one.name, "value": one.value, "allowed": one.allowed} for one in limits]
     alike: dict[str, list[str]] = {}
@@ -199,6 +206,17 @@ def _cost(
         found["seconds"]["costs"] = found["seconds"].get("costs", 0.0) + perf_counter() - started
         started = perf_counter()
         save()
+        _refuse_long(asked.compute.time, found, len({one.student for one in space.values()}))
+
+
+def _refuse_long(time: str | None, found: Result, students: int) -> None:
+    spent, done = found["seconds"]["costs"], len({one["student"] for one in found["candidates"]})
+    about = spent / done * students
+    if time is not None and about > parse_seconds(time):
+        raise UserError(
+            f"compute.time: {time} is too short: measuring the files of {done} of {students} students took "
+            f"{format_seconds(spent)}, and all are about {format_seconds(about)}: raise it, or narrow student.search"
+        )
 
 
 def _batch(job: Job) -> Batch:

@@ -68,6 +68,11 @@ def assemble(recipe: Recipe, track: Track, splits: Splits | None = None, process
     Takes the data of another job, `splits`, in place of loading it.
     Raises UserError in one line for files, taps, shapes, class counts and options that do not fit.
     """
+    if recipe.student.search is not None:
+        raise UserError(
+            "student.search stands for many students, of which `edgestill plan` and `run` (es.search) choose one, and "
+            "capture a store of their own: name a student here"
+        )
     device = _device(processes.device or recipe.train.device)
     _check_shares(recipe, processes)
     _check_files(recipe)

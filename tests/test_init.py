@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import small_embedders
 import small_sums
 import small_texts
-from edgestill import progress
+from edgestill import progress, search
 from edgestill.assemble import assemble
 from edgestill.cli import main
 from edgestill.data.kinds import task_of
@@ -120,6 +120,14 @@ def test_a_recipe_of_texts_reads_and_all_its_candidates_are_put_together(
     for keys in recipe.student.search.distill:
         for term in keys.get("terms", []):
             assert term["options"]["heads"] in (1, 2)
+
+
+def test_the_plan_of_a_written_recipe_tries_both_techniques(here: Path) -> None:
+    spec = saved(here / "teacher", load_function(f"{TEXTS}:bert")())
+    made = init(spec, f"{TEXTS}:splits", "size=1 MB", track=progress.silent)
+    quick = ["teacher.fit={epochs: 8, lr: 3e-3}", "student.search.from_teacher={depth: [1, 2]}", "train.epochs=2"]
+    found = search(load_recipe(made.path, quick), here / "plan", train=False, track=progress.silent)["search"]
+    assert {one["technique"] for one in found["candidates"] if "quality" in one} == {*made.techniques}
 
 
 def test_a_recipe_of_embeddings_learns_without_labels_too(here: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_generated_file_builds_the_student_in_a_clean_venv(tmp_path: Path) -> 
         "torch.set_num_threads(1)\ntorch.save(net.eval()(torch.load('images.pt')), 'told.pt')\n"
     )
     python = clean_venv(tmp_path / "venv")
-    subprocess.run([python, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([python, "-I", "-c", script], cwd=tmp_path, check=True, capture_output=True)
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "told.pt"), student.module(images))
     blocks = [path for path, module in student.module.named_modules() if type(module).__name__ == "Block"]

@@ -60,8 +60,9 @@ def cuts_of(teacher: Model) -> Cuts:
         widths = _widths(teacher, whole, True, refused)
         inside = bool(widths)
     if not depths and not widths:
+        why = "; ".join(one.removeprefix("student.from_teacher")[:200].lstrip(".: ") for one in dict.fromkeys(refused))
         raise UserError(
-            f"{teacher.spec} cannot be cut: {refused[0].removeprefix('student.from_teacher')[:200].lstrip('.: ')}; "
+            f"{teacher.spec} cannot be cut: {why}; "
             "write a recipe that names students, in student.search.model or student.search.candidates"
         )
     return Cuts({**depths, blocks: whole}, {**dict(sorted(widths.items())), WHOLE: 1.0}, inside, blocks)

@@ -1,6 +1,7 @@
 """The planner: files measured before any training, short distillations of those that fit, and what is said."""
 
 import json
+import re
 import shutil
 from math import ceil
 from pathlib import Path
@@ -88,7 +89,9 @@ def test_the_page_shows_the_front_and_what_became_of_each(planned: Path) -> None
         assert one.get("why", "chosen") in page
     ranked = [one for one in search["candidates"] if one["fits"] and one["name"] != search["chosen"]]
     beside = max(ranked, key=lambda one: (len(one["rungs"]), one["quality"]))["name"]
-    assert search["neighbours"] == {"inside": beside}  # nothing outside was made a file
+    assert search["neighbours"]["inside"] == beside
+    assert search["neighbours"]["outside"].startswith("width-40")
+    assert re.fullmatch(r"budget.size from 8 KB to more than 5\d.\d KB \(.*%\)", search["neighbours"]["relax"])
     assert f"The next inside the budget is {beside}." in page
     assert page.count("on the front") == sum(bool(one.get("front")) for one in search["candidates"])
 
@@ -123,7 +126,7 @@ def test_a_search_that_was_stopped_ends_the_same(recipe: Path, planned: Path) ->
         if one["fits"]:
             one.pop("why", None)
         if rungs:
-            one["rungs"] = rungs
+            one |= {"rungs": rungs, "quality": rungs[-1]["quality"]}
     chosen = result["search"].pop("chosen")
     (place / "result.json").write_text(json.dumps(result | {"status": "interrupted"}))
     assert main(["plan", str(recipe), "--out", str(place), "--resume", "--quiet"]) == 0

@@ -181,6 +181,13 @@ def relax(candidate: Result) -> str:
     )
 
 
+def relax_size(candidate: Result, limits: Sequence[Mapping[str, Any]]) -> str:
+    """The same of a candidate whose weights alone are too many."""
+    limit = next(one["value"] for one in limits if one["name"] == "size")
+    least = candidate["least_bytes"]
+    return f"budget.size from {format_bytes(limit)} to more than {format_bytes(least)} ({least / limit - 1:+.0%})"
+
+
 def _rounded_up(value: float) -> float:
     """To three digits, as it is written: what is written has to be enough."""
     place = 10.0 ** (floor(log10(value)) - 2)

@@ -226,20 +226,24 @@ def _batch(job: Job) -> Batch:
 
 
 def _neighbours(found: Result, higher_is_better: bool) -> Result:
-    """On either side of the budget: `inside`, the best of the others that fit; `outside`, of those that were measured
-    the one that misses the budget by least, and what would have to give for it."""
+    """On either side of the budget: `inside`, the best of the others that fit; `outside`, the one that misses it by
+    least, of those that were measured if there are any, and what would have to give for it."""
 
     def reached(one: Result) -> tuple[float, ...]:
         return len(one["rungs"]), one["quality"] if higher_is_better else -one["quality"]
 
     others = [one for one in found["candidates"] if one["name"] != found["chosen"] and "quality" in one]
-    missing = [one for one in found["candidates"] if not one["fits"] and "judged" in one]
+    missing = [one for one in found["candidates"] if not one["fits"]]
+    measured = [one for one in missing if "judged" in one]
     beside: Result = {}
     if others:
         beside["inside"] = max(others, key=reached)["name"]
-    if missing:
-        nearest = min(missing, key=lambda one: float(one["missed_by"]))
+    if measured:
+        nearest = min(measured, key=lambda one: float(one["missed_by"]))
         beside |= {"outside": nearest["name"], "relax": costs.relax(nearest)}
+    elif built := [one for one in missing if "least_bytes" in one]:
+        nearest = min(built, key=lambda one: int(one["least_bytes"]))
+        beside |= {"outside": nearest["name"], "relax": costs.relax_size(nearest, found["limits"])}
     return beside
 
 

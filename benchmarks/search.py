@@ -105,7 +105,7 @@ def page(folder: Path) -> str:
         [
             f"# The planner on CIFAR-10, {datetime.now(UTC):%Y-%m-%d}",
             "",
-            f"Hardware: {where.get('cpu', where)}, 1 thread, another budget's work on the other core. Command: "
+            f"Hardware: {where.get('cpu', where)}, 1 thread, other work beside it. Command: "
             f"`python benchmarks/search.py SIZE LATENCY` for each budget; {done[0]['epochs']:g} epochs, one seed.",
             "",
             "| budget | fit | chosen | bytes | p50 ms, five more times | met | test, float | test, int8 file | "

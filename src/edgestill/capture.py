@@ -298,15 +298,23 @@ def encoded(codec: Codec, logits: Tensor, offsets: NDArray[np.float64]) -> Colum
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+class Kept(NamedTuple):
+    """What a codec makes of an answer: bytes a position, and seconds a forward pass."""
+
+    of_position: float
+    seconds: float
+
+
 def trial(
     description: Description,
     samples: Samples,
     teacher: Teacher,
     codecs: Mapping[str, Codec],
-) -> tuple[float, dict[str, float]]:
-    """Seconds a forward pass, the median of some that are spread over the samples, and bytes a position by codec."""
+) -> tuple[float, dict[str, Kept]]:
+    """Seconds a forward pass, the median of some that are spread over the samples, and what each codec adds."""
     starts = np.linspace(0, max(0, len(samples) - description.batch), TRIAL + 1).astype(int)
-    seconds, positions, found = [], 0, dict.fromkeys(codecs, 0)
+    seconds, positions, sizes = [], 0, dict.fromkeys(codecs, 0)
+    encoding: dict[str, list[float]] = {name: [] for name in codecs}
     for start in starts:
         indices = np.arange(start, min(start + description.batch, len(samples)))
         started = perf_counter()
@@ -318,8 +326,11 @@ def trial(
         positions += len(logits)
         offsets = uniform(description.views.seed, 0, np.arange(len(logits)), 1, stream=DRAWS)[:, 0]
         for name, codec in codecs.items():
-            found[name] += sum(column.nbytes for column in encoded(codec, logits, offsets).values())
-    return float(np.median(seconds[1:])), {name: count / positions for name, count in found.items()}
+            started = perf_counter()
+            sizes[name] += sum(column.nbytes for column in encoded(codec, logits, offsets).values())
+            encoding[name].append(perf_counter() - started)
+    kept = {name: Kept(sizes[name] / positions, float(np.median(encoding[name][1:]))) for name in codecs}
+    return float(np.median(seconds[1:])), kept
 
 
 def own_losses(logits: Tensor, labels: Tensor, positions: NDArray[np.int64]) -> NDArray[np.float32]:

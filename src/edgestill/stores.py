@@ -86,7 +86,7 @@ def refuse_full_disk(place: Path, job: Job, description: Description) -> None:
     samples, teacher, free = job.splits.train, _teacher(job), free_bytes(place)
     needed = bytes_of(description)
     if needed > free and isinstance(description.codec, Sampled):
-        needed = bytes_of(description, trial(description, samples, teacher, {"": description.codec})[1][""])
+        needed = bytes_of(description, trial(description, samples, teacher, {"": description.codec})[1][""].of_position)
     if needed > free:
         needed = bytes_missing(place, needed, samples, teacher)
     if needed > free:
@@ -98,8 +98,8 @@ def refuse_full_disk(place: Path, job: Job, description: Description) -> None:
 
 def plan(recipe: Recipe, *, track: Track = progress.track) -> dict[str, Any]:
     """What a capture of a recipe is going to cost, from a short measurement of its teacher: `passes`, `seconds` of all
-    of them, and for each codec its bytes a position and of the whole store; `left_out` says why of those that the
-    classes or temperatures do not fit."""
+    of them with the recipe's codec, and for each codec its bytes a position and of the whole store, and its seconds;
+    `left_out` says why of those that the classes or temperatures do not fit."""
     job = _job(recipe, connect(recipe.train.device), track)
     description = description_of(job)
     codecs: dict[str, Codec] = {}
@@ -109,8 +109,9 @@ def plan(recipe: Recipe, *, track: Track = progress.track) -> dict[str, Any]:
             codecs[name] = codec_of(recipe, name, description.classes)
         except UserError as error:
             left_out[name] = str(error)
-    seconds, of_position = trial(description, job.splits.train, _teacher(job), codecs)
+    seconds, kept = trial(description, job.splits.train, _teacher(job), codecs)
     passes = -(-description.total // description.batch)
+    whole = {name: passes * (seconds + one.seconds) for name, one in kept.items()}
     return {
         "samples": description.samples,
         "views": description.views.count,
@@ -118,13 +119,14 @@ def plan(recipe: Recipe, *, track: Track = progress.track) -> dict[str, Any]:
         "classes": description.classes,
         "batch": description.batch,
         "passes": passes,
-        "seconds": passes * seconds,
+        "seconds": whole.get(recipe.capture.codec, passes * seconds),
         "chosen": recipe.capture.codec,
         "codecs": [
             {
                 "name": name,
-                "bytes_a_position": of_position[name],
-                "bytes": bytes_of(replace(description, codec=codec), of_position[name]),
+                "bytes_a_position": kept[name].of_position,
+                "bytes": bytes_of(replace(description, codec=codec), kept[name].of_position),
+                "seconds": whole[name],
             }
             for name, codec in codecs.items()
         ],

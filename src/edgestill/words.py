@@ -13,13 +13,13 @@ def planned(plan: Result) -> str:
     """What a capture is going to cost, codec by codec, and why not of the others; the recipe's is marked."""
     views = f"{plan['views']} view{'s' * (plan['views'] > 1)}"
     lines = [
-        f"teacher   {plan['passes']:,} passes of {plan['batch']} samples: {plan['samples']:,} samples in {views}, "
-        f"about {format_seconds(plan['seconds'])} here",
-        f"{'codec':10}{'bytes a position':>18}{'store':>12}",
+        f"teacher   {plan['passes']:,} passes of {plan['batch']} samples: {plan['samples']:,} samples in {views}",
+        f"{'codec':10}{'bytes a position':>18}{'store':>12}{'time here':>12}",
     ]
     for codec in plan["codecs"]:
         mark = "   capture.codec" if codec["name"] == plan["chosen"] else ""
-        lines.append(f"{codec['name']:10}{codec['bytes_a_position']:18.1f}{format_bytes(codec['bytes']):>12}{mark}")
+        size, time = format_bytes(codec["bytes"]), format_seconds(codec["seconds"])
+        lines.append(f"{codec['name']:10}{codec['bytes_a_position']:18.1f}{size:>12}{time:>12}{mark}")
     lines += [f"{name:10}left out: {why}" for name, why in plan["left_out"].items()]
     return "\n".join(lines)
 

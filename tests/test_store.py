@@ -351,7 +351,11 @@ def test_a_class_that_an_older_store_has_drawn_beyond_the_last_is_refused(
         ({"input": "j"}, "another input: i, where the recipe has j"),
         ({"classes": 8}, "another classes: 7, where the recipe has 8"),
         ({"views": Views(3, 6, "crop 1")}, "another views: "),
-        ({"codec": TopK(2, (1.0,))}, "kept otherwise"),
+        (
+            {"codec": TopK(2, (1.0,))},
+            'has codec {"name": "dense"}, where the recipe\'s capture has {"name": "top-k", "k": 2',
+        ),
+        ({"batch": 4}, "has batch 8, where the recipe's capture has 4: set it back, or give another --out"),
     ],
 )
 def test_a_store_of_something_else_is_refused_with_both(change: dict, said: str, tmp_path: Path) -> None:
@@ -362,7 +366,8 @@ def test_a_store_of_something_else_is_refused_with_both(change: dict, said: str,
     assert contents(tmp_path / "store") == before
 
 
-def test_a_capture_that_was_stopped_at_its_first_file_is_gone_on_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("note", ["", "[]", '[["a", 1, 2]]', "[[0, 8, 1], [8, 16, 2]]"])
+def test_a_capture_that_was_stopped_at_its_first_file_is_gone_on_with(note: str, tmp_path: Path) -> None:
     (tmp_path / "store" / "shards").mkdir(parents=True)
     (tmp_path / "store" / f"{STORE}.partial").write_text("{")
     captured(tmp_path / "store", Dense())
@@ -370,11 +375,48 @@ def test_a_capture_that_was_stopped_at_its_first_file_is_gone_on_with(tmp_path: 
     assert contents(tmp_path / "store").keys() - contents(tmp_path / "whole").keys() == set()
     shutil.rmtree(tmp_path / "store")
     capture(tmp_path / "store", description(Dense()), samples(), Asked())
-    shard_path(tmp_path / "store", 1).with_suffix(".json").write_text("")  # as a power cut may leave it
+    shard_path(tmp_path / "store", 1).with_suffix(".json").write_text(note)  # a power cut may leave it empty
     teacher = Asked()
     captured(tmp_path / "store", Dense(), teacher)
     assert len(teacher.rows) == 48
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("keep", ["pooled", "int8"])
+def test_a_tap_that_is_not_what_it_was_is_refused(keep: str, tmp_path: Path) -> None:
+    """Where the logits are."""
+
+    class Scaled(Asked):
+        scale = 1.0
+
+        def __call__(self, batch: Batch, taps: list[str]) -> Signal:
+            signal = super().__call__(batch, taps)
+            return Signal(signal.logits, {path: self.scale * tap for path, tap in signal.taps.items()})
+
+    teacher, whole = Scaled(), (Tap("0", keep, (36,)),)
+    capture(tmp_path, description(Dense(), taps=whole), samples(), teacher)
+    teacher.scale = 1.02
+    check_begun(tmp_path, samples(), teacher, torch.float16)
+    teacher.scale = 1.5
+    with pytest.raises(UserError, match=r"the teacher's tap 0 is not what it was .*: it is 33.3% of its length away"):
+        check_begun(tmp_path, samples(), teacher, torch.float16)
+
+
+def test_what_is_drawn_is_right_in_the_mean_over_rows(tmp_path: Path) -> None:
+    """Each row has an offset of its own."""
+    probabilities = torch.tensor([0.3, 0.25, 0.2, 0.1, 0.07, 0.05, 0.03])
+
+    class Constant(Asked):
+        def __call__(self, batch: Batch, taps: list[str]) -> Signal:
+            return Signal(probabilities.log().expand(len(batch.indices), -1), {})
+
+    store = captured(tmp_path, Sampled(4, 1.0), Constant())
+    views, rows = np.divmod(np.arange(store.description.total), N)
+    draws = store.signal(views, rows).logits
+    shares = torch.zeros(len(rows), C).scatter_add(1, draws.ids, draws.shares)
+    noise = shares.std(0) / len(rows) ** 0.5
+    assert ((shares.mean(0) - probabilities).abs() <= 3.5 * noise + 1e-6).all()
+    assert len({tuple(row) for row in shares.tolist()}) > 3
 
 
 def test_a_shard_that_was_noted_is_put_in_its_place(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """From a teacher to a store of what it says: each view of each sample once, in shards that are whole or not there."""
 
 import json
+import operator
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -33,6 +34,8 @@ DRAWS = 7
 """The stream of `uniform` that a codec draws from; views, splits and mixup use others."""
 IDENTITY = ("input", "data", "samples", "positions", "classes", "views", "configuration", "teacher")
 """What a store is of, in the order in which it is compared."""
+TAPS_APART = 0.1
+"""Of a tap's length, how far the tap of one teacher may be from itself: kept in 8 bits, asked in another precision."""
 CHUNK = 2**22
 """Logits that are encoded at a time."""
 TRIAL = 5
@@ -90,8 +93,12 @@ def begin(folder: Path, description: Description) -> Description:
         found, _ = read_store(folder)
         said = description.to_json()
         refuse_other(folder, found, {key: said[key] for key in IDENTITY})
-        if (found.codec, found.taps, found.batch) != (description.codec, description.taps, description.batch):
-            raise UserError(f"the store {folder} is asked or kept otherwise than capture says: give another --out")
+        for key, own in found.to_json().items():
+            if key in ("codec", "taps", "batch") and own != said[key]:
+                raise UserError(
+                    f"the store {folder} has {key} {json.dumps(own)}, where the recipe's capture has "
+                    f"{json.dumps(said[key])}: set it back, or give another --out"
+                )
         return found
     try:
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
@@ -130,12 +137,14 @@ def check_answers(store: Store, samples: Samples, teacher: Teacher, kept: torch.
     rows = np.arange(first, min(first + of.batch, of.total))
     views, indices = np.divmod(rows, of.samples)
     batch = samples.batch(indices, views, of.views.seed, None)
-    logits = teacher(batch, []).logits
+    paths = [tap.path for tap in of.taps]
+    answer, kept_answer = teacher(batch, paths), store.signal(views, indices, paths)
+    logits = answer.logits
     assert isinstance(logits, Tensor)
     positions = samples.positions[indices]
     stored = torch.from_numpy(store.read(rows, ["loss"])["loss"])
     own = torch.from_numpy(own_losses(logits, batch.labels, positions))
-    found = disagreement(store.signal(views, indices).logits, logits, (stored, own), kept)
+    found = disagreement(kept_answer.logits, logits, (stored, own), kept)
     if found is not None:
         row = found.place if found.what == "loss" else int(np.repeat(np.arange(len(rows)), positions)[found.place])
         raise UserError(
@@ -143,6 +152,17 @@ def check_answers(store: Store, samples: Samples, teacher: Teacher, kept: torch.
             f"sample {indices[row]} its {found.what} is {found.own:.6g}, where the store has {found.stored:.6g}; "
             "capture one of this teacher, or take the teacher that was captured"
         )
+    for tap in of.taps:
+        again = tap.decode(tap.encode(answer.taps[tap.path]))
+        apart = float(
+            (again - kept_answer.taps[tap.path]).norm() / again.norm().clamp(min=torch.finfo(torch.float32).tiny)
+        )
+        if not apart <= TAPS_APART:
+            raise UserError(
+                f"the teacher's tap {tap.path} is not what it was when the store {store.folder} was captured: it is "
+                f"{apart:.1%} of its length away, where {TAPS_APART:.0%} are allowed; capture one of this teacher, or "
+                "take the teacher that was captured"
+            )
 
 
 def finish(folder: Path) -> None:
@@ -151,7 +171,8 @@ def finish(folder: Path) -> None:
     pieces = []
     for number in range(description.shards):
         note = _note(folder, number)
-        pieces.append(_read(note) if note.is_file() else known[number] if known else None)
+        batches = len(batches_of(description, number))
+        pieces.append(_read(note, batches) if note.is_file() else known[number] if known else None)
     absent = [number for number, one in enumerate(pieces) if one is None]
     if absent:
         raise UserError(f"{folder}: shards {absent} are not captured: another process has ended before its share")
@@ -165,12 +186,19 @@ def _note(folder: Path, number: int) -> Path:
     return shard_path(folder, number).with_suffix(".json")
 
 
-def _read(note: Path) -> list[Piece] | None:
-    """The pieces of a shard, None where the note is not whole."""
+def _read(note: Path, batches: int) -> list[Piece] | None:
+    """The pieces of a shard of so many record batches, and its end; None where the note is not whole."""
     try:
-        return [Piece(*one) for one in json.loads(note.read_text(encoding="utf-8"))]
+        pieces = [Piece(*map(operator.index, one)) for one in json.loads(note.read_text(encoding="utf-8"))]
     except (ValueError, TypeError):
         return None
+    return pieces if len(pieces) == batches + 1 else None
+
+
+def batches_of(description: Description, shard: int) -> range:
+    """The record batches of a shard."""
+    first = shard * description.batches
+    return range(first, min(first + description.batches, ceil(description.total / description.rows)))
 
 
 class _Work:
@@ -194,14 +222,12 @@ class _Work:
         return min(batches.stop * self.of.rows, self.of.total) - batches.start * self.of.rows
 
     def batches(self, shard: int) -> range:
-        """The record batches of a shard."""
-        first = shard * self.of.batches
-        return range(first, min(first + self.of.batches, -(-self.of.total // self.of.rows)))
+        return batches_of(self.of, shard)
 
     def pieces(self, shard: int) -> list[Piece] | None:
         note = _note(self.folder, shard)
         if note.is_file():
-            return _read(note)
+            return _read(note, len(self.batches(shard)))
         return self.known[shard] if self.known else None
 
     def missing(self, shard: int) -> list[int]:

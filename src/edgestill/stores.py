@@ -1,7 +1,6 @@
 """The store of a recipe: planned, captured, and looked through."""
 
 import tempfile
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,15 +25,11 @@ from edgestill.assemble import (
 from edgestill.capture import Captured, begin, bytes_missing, check_begun, finish, free_bytes, trial
 from edgestill.capture import capture as capture_shards
 from edgestill.errors import UserError
-from edgestill.models import TextInput
-from edgestill.objective import averaged
 from edgestill.processes import Processes, connect
 from edgestill.recipe import Recipe
-from edgestill.signals import Signal
 from edgestill.store import CODECS, Codec, Description, Sampled, Store
 from edgestill.store.size import bytes_of
 from edgestill.store.store import COPY, STORE, read_store
-from edgestill.tasks.samples import Batch
 from edgestill.train import Track
 
 
@@ -70,7 +65,7 @@ def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -
             place,
             description,
             job.splits.train,
-            _teacher(job),
+            online(job),
             track=track if processes.main else progress.silent,
             rank=processes.rank,
             count=processes.count,
@@ -83,7 +78,7 @@ def capture(recipe: Recipe, out: str | Path, *, track: Track = progress.track) -
 def refuse_full_disk(place: Path, job: Job, description: Description) -> None:
     """UserError where what is not yet captured of a store would not fit on its disk. Only where the most that it may
     have does not fit, the teacher is asked what draws take, and what is there is read."""
-    samples, teacher, free = job.splits.train, _teacher(job), free_bytes(place)
+    samples, teacher, free = job.splits.train, online(job), free_bytes(place)
     needed = bytes_of(description)
     if needed > free and isinstance(description.codec, Sampled):
         needed = bytes_of(description, trial(description, samples, teacher, {"": description.codec})[1][""].of_position)
@@ -109,7 +104,7 @@ def plan(recipe: Recipe, *, track: Track = progress.track) -> dict[str, Any]:
             codecs[name] = codec_of(recipe, name, description.classes)
         except UserError as error:
             left_out[name] = str(error)
-    seconds, kept = trial(description, job.splits.train, _teacher(job), codecs)
+    seconds, kept = trial(description, job.splits.train, online(job), codecs)
     passes = -(-description.total // description.batch)
     whole = {name: passes * (seconds + one.seconds) for name, one in kept.items()}
     return {
@@ -143,18 +138,6 @@ def _job(recipe: Recipe, processes: Processes, track: Track) -> Job:
         description_of(job)  # what no store can hold is refused before the teacher is fitted
         _fit_to_keep(job, track)
     return job
-
-
-def _teacher(job: Job) -> Callable[[Batch, Sequence[str]], Signal]:
-    """The teacher as a capture asks it: of texts, a tap is the mean over the valid tokens."""
-    teacher, expected = online(job), job.teacher.input
-
-    def of_texts(batch: Batch, taps: Sequence[str]) -> Signal:
-        signal, tokens = teacher(batch, taps), batch.valid(expected, job.device)
-        assert tokens is not None
-        return Signal(signal.logits, {path: averaged(tap, tokens) for path, tap in signal.taps.items()})
-
-    return of_texts if isinstance(expected, TextInput) and job.recipe.capture.taps else teacher
 
 
 def _fit_to_keep(job: Job, track: Track) -> None:

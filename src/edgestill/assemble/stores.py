@@ -11,15 +11,18 @@ import numpy as np
 import torch
 
 from edgestill.assemble.job import Job
-from edgestill.capture import check_answers
+from edgestill.capture import Teacher, check_answers
 from edgestill.errors import UserError
 from edgestill.losses import OF_SAMPLES, POOLING, SOFT_LOSSES
 from edgestill.models import TextInput, example, fingerprint, forward, to_device
+from edgestill.objective import averaged
 from edgestill.recipe import IMAGES, Recipe
+from edgestill.signals import Signal
 from edgestill.store import Codec, Dense, Description, Sampled, Store, Tap, TopK, Views, refuse_other
 from edgestill.store.size import bytes_a_position, cut
 from edgestill.taps import record
 from edgestill.tasks.images import ImageSamples
+from edgestill.tasks.samples import Batch
 from edgestill.tasks.tokens import Blocks
 from edgestill.teachers.online import OnlineTeacher
 
@@ -190,10 +193,21 @@ def check_store(job: Job, *, unfitted: bool = False) -> None:
         check_answers(job.store, job.splits.train, online(job), coarsest(job))
 
 
-def online(job: Job) -> OnlineTeacher:
-    """The teacher as a training or a capture asks it."""
+def online(job: Job) -> Teacher:
+    """The teacher as a capture asks it, in the precision of a training: of texts, a tap is the mean over the valid
+    tokens."""
     precision = torch.bfloat16 if job.recipe.train.precision == "bf16" else torch.float32
-    return OnlineTeacher(job.teacher, job.device, precision)
+    teacher, expected = OnlineTeacher(job.teacher, job.device, precision), job.teacher.input
+
+    def of_texts(batch: Batch, taps: Sequence[str]) -> Signal:
+        signal = teacher(batch, taps)
+        if not taps:
+            return signal
+        tokens = batch.valid(expected, job.device)
+        assert tokens is not None
+        return Signal(signal.logits, {path: averaged(tap, tokens) for path, tap in signal.taps.items()})
+
+    return of_texts if isinstance(expected, TextInput) else teacher
 
 
 def coarsest(job: Job) -> torch.dtype:
